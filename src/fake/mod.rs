@@ -1,0 +1,1 @@
+//! A fake etcd that speaks the real protocol.
