@@ -1,0 +1,278 @@
+//! What went wrong, and what a failure says of a write.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error: a [kind](Error::kind) to match on, the [outcome](Error::outcome) of the write that failed,
+/// the RPC that failed, and a [source](StdError::source) to print.
+///
+/// ```
+/// # use etcd_concurrency::{Client, ErrorKind, Mutex, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// let client = FakeEtcd::start().client();
+/// let session = Session::builder(&client).open().await?;
+/// let error = Mutex::new(&session, "").err().expect("an empty name locks everything");
+/// assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "name", .. }));
+/// # Ok(()) }
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    outcome: Outcome,
+    rpc: Option<&'static str>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What a failed write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The server did not apply it, and never will. Reads are always this.
+    NotApplied,
+    /// The server applied it; what failed came after.
+    Applied,
+    /// It may have been applied, or may yet be.
+    Unknown,
+}
+
+/// What kind of error it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An argument is not acceptable; nothing was sent.
+    #[error("invalid {what}: {why}")]
+    InvalidInput {
+        /// Which argument.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No connection could be made.
+    #[error("cannot connect to {endpoint}")]
+    Connect {
+        /// The endpoint, or all that were tried, separated by commas.
+        endpoint: String,
+    },
+    /// The connection broke.
+    #[error("the connection broke")]
+    Disconnected,
+    /// No answer came in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The peer does not speak etcd's protocol, or not as it should.
+    #[error("unexpected answer: {detail}")]
+    Protocol {
+        /// What was wrong with it.
+        detail: String,
+    },
+    /// The server gave up waiting for consensus.
+    #[error("the server timed out")]
+    ServerTimeout,
+    /// The member has no leader.
+    #[error("no leader")]
+    NoLeader,
+    /// The leader changed, or the member asked is not the leader's primary lessor.
+    #[error("the leader changed")]
+    LeaderChanged,
+    /// The server stops or is not ready.
+    #[error("the server is unavailable: {message}")]
+    Unavailable {
+        /// The server's words.
+        message: String,
+    },
+    /// The server refused to queue more requests.
+    #[error("the server has too many requests")]
+    TooManyRequests,
+    /// The server's database is full.
+    #[error("the server's database space is exceeded")]
+    NoSpace,
+    /// The lease does not exist (any more).
+    #[error("lease not found")]
+    LeaseNotFound,
+    /// The lease id is taken.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// The revision has been compacted.
+    #[error("the revision has been compacted (first available: {revision})")]
+    Compacted {
+        /// The compact revision, or 0 where the server did not say.
+        revision: i64,
+    },
+    /// The revision is yet to come on this member.
+    #[error("the revision is a future revision")]
+    FutureRevision,
+    /// The transaction has more operations than the server allows.
+    #[error("too many operations in one transaction")]
+    TooManyOps,
+    /// The request is larger than the server allows.
+    #[error("the request is too large")]
+    TooLarge,
+    /// The server refused the request as malformed.
+    #[error("the server refused the request: {message}")]
+    Refused {
+        /// The server's words.
+        message: String,
+    },
+    /// User name or password are wrong, or missing where the server wants them.
+    #[error("authentication failed: {message}")]
+    Unauthenticated {
+        /// The server's words.
+        message: String,
+    },
+    /// The token is no longer valid.
+    #[error("the auth token is no longer valid")]
+    InvalidToken,
+    /// The user may not do this.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// The server does not know the request.
+    #[error("not supported by the server: {message}")]
+    Unsupported {
+        /// The server's words.
+        message: String,
+    },
+    /// The server ended the watch.
+    #[error("the server canceled the watch: {reason}")]
+    WatchCanceled {
+        /// The server's words.
+        reason: String,
+    },
+    /// The session, or what hung on it, is lost.
+    #[error("lost: {0}")]
+    Lost(LostReason),
+    /// Somebody else holds the lock.
+    #[error("locked by another")]
+    Locked,
+    /// The guard's key is gone: the server refused the fenced transaction.
+    #[error("fenced: the guard's key is gone")]
+    Fenced,
+    /// An error of the server that has no kind of its own.
+    #[error("the server answered {code:?}: {message}")]
+    Other {
+        /// The gRPC code.
+        code: tonic::Code,
+        /// The server's words.
+        message: String,
+    },
+}
+
+/// Why a session, or a guard that hangs on it, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The deadline passed with no keep-alive answered. The server may still hold the lease for a moment.
+    #[error("the deadline passed without an answered keep-alive")]
+    Expired,
+    /// The server no longer has the lease, and its TTL may have run out.
+    #[error("the server no longer has the lease")]
+    LeaseGone,
+    /// The server no longer has the lease although its TTL had not run out: somebody revoked it.
+    #[error("the lease was revoked")]
+    Revoked,
+    /// Somebody deleted the guard's key.
+    #[error("another client deleted the key")]
+    KeyDeleted,
+    /// The session was closed, or its parent token was cancelled, or its client's runtime ended.
+    #[error("the session was closed")]
+    Closed,
+    /// The session was orphaned: its lease is no longer kept alive here.
+    #[error("the session was orphaned")]
+    Orphaned,
+    /// The guard was released.
+    #[error("the guard was released")]
+    Released,
+}
+
+impl Error {
+    /// What kind of error it is.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// What the failed write did. For a read, [`Outcome::NotApplied`].
+    pub fn outcome(&self) -> Outcome {
+        self.0.outcome
+    }
+
+    /// The RPC that failed, as `Service/Method`, if one was made.
+    pub fn rpc(&self) -> Option<&'static str> {
+        self.0.rpc
+    }
+
+    /// Why the session or guard is lost, if that is the error.
+    pub fn lost_reason(&self) -> Option<LostReason> {
+        match self.0.kind {
+            ErrorKind::Lost(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn new(kind: ErrorKind, outcome: Outcome) -> Self {
+        Self(Box::new(Inner { kind, outcome, rpc: None, source: None }))
+    }
+
+    pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
+        let why = why.into();
+        Self::new(ErrorKind::InvalidInput { what, why }, Outcome::NotApplied)
+    }
+
+    pub(crate) fn protocol(detail: impl Into<String>, outcome: Outcome) -> Self {
+        let detail = detail.into();
+        Self::new(ErrorKind::Protocol { detail }, outcome)
+    }
+
+    pub(crate) fn at(mut self, rpc: &'static str) -> Self {
+        self.0.rpc = Some(rpc);
+        self
+    }
+
+    pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn with_outcome(mut self, outcome: Outcome) -> Self {
+        self.0.outcome = outcome;
+        self
+    }
+}
+
+impl From<LostReason> for Error {
+    fn from(reason: LostReason) -> Self {
+        Self::new(ErrorKind::Lost(reason), Outcome::NotApplied)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.rpc {
+            Some(rpc) => write!(f, "{rpc}: {}", self.0.kind)?,
+            None => write!(f, "{}", self.0.kind)?,
+        }
+        match self.0.outcome {
+            Outcome::NotApplied => Ok(()),
+            Outcome::Applied => f.write_str(" (applied)"),
+            Outcome::Unknown => f.write_str(" (whether it was applied is unknown)"),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("outcome", &self.0.outcome)
+            .field("rpc", &self.0.rpc)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

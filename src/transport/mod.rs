@@ -1,0 +1,257 @@
+//! The thin layer under everything: one typed method per RPC, and the only place where a status becomes an error.
+//!
+//! From the outside in: the typed methods here (key namespace, repeats), then the token ([`auth`]), then the user's
+//! tower layers, then the connections ([`channel`]) or whatever service the user gave instead.
+
+pub(crate) mod auth;
+pub(crate) mod channel;
+pub(crate) mod classify;
+pub(crate) mod namespace;
+pub(crate) mod retry;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+use tower::util::BoxCloneSyncService;
+
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::pb::etcdserverpb as pb;
+use namespace::Namespace;
+use retry::{Repeat, Retry};
+
+/// The error type of tower services.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Any service that carries gRPC, with its type erased.
+///
+/// The erasure costs nothing that can be measured, and spares every type above a parameter.
+pub type RawService =
+    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, BoxError>;
+
+/// etcd may send more than tonic's 4 MiB in one answer; Go's client takes what fits an i32.
+const MAX_ANSWER: usize = i32::MAX as usize;
+
+/// What bounds a call.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// The deadline of a call with all its repeats.
+    pub(crate) request_timeout: Duration,
+}
+
+/// Calls etcd.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    service: RawService,
+    auth: Option<auth::Tokens>,
+    namespace: Arc<Namespace>,
+    limits: Limits,
+}
+
+/// An answer, and how it was come by.
+pub(crate) struct Answer<T> {
+    pub(crate) value: T,
+    /// When the first attempt was sent: nothing it caused on the server is older.
+    pub(crate) first_sent: Instant,
+    /// An earlier attempt got no answer: it may still be applied after this one.
+    pub(crate) ambiguous: bool,
+}
+
+macro_rules! unary {
+    ($(#[$doc:meta])* $name:ident, $client:path, $method:ident, $rpc:literal, $request:ty => $response:ty) => {
+        $(#[$doc])*
+        async fn $name(&self, request: $request, repeat: Repeat) -> Result<Answer<$response>> {
+            self.call($rpc, repeat, || {
+                let mut client = <$client>::new(self.service.clone()).max_decoding_message_size(MAX_ANSWER);
+                let request = with_leader(request.clone());
+                async move { client.$method(request).await }
+            })
+            .await
+        }
+    };
+}
+
+impl Transport {
+    pub(crate) fn new(
+        service: RawService,
+        auth: Option<auth::Tokens>,
+        namespace: Namespace,
+        limits: Limits,
+    ) -> Self {
+        Self { service, auth, namespace: Arc::new(namespace), limits }
+    }
+
+    /// The service itself, for the generated clients of an embedding program.
+    pub(crate) fn raw(&self) -> RawService {
+        self.service.clone()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse> {
+        let request = self.namespace.range(request);
+        let answer = self.raw_range(request, Repeat::Read).await?;
+        Ok(self.namespace.ranged(answer.value))
+    }
+
+    /// A transaction. `repeat` says whether it may be sent again when nobody knows what became of it.
+    pub(crate) async fn txn(
+        &self,
+        request: pb::TxnRequest,
+        repeat: Repeat,
+    ) -> Result<Answer<pb::TxnResponse>> {
+        let request = self.namespace.txn(request);
+        let mut answer = self.raw_txn(request, repeat).await?;
+        answer.value = self.namespace.txned(answer.value);
+        Ok(answer)
+    }
+
+    /// Grants a lease of an id that the caller chose: a repeated grant finds its own lease.
+    pub(crate) async fn lease_grant(&self, id: i64, ttl: i64) -> Result<Answer<pb::LeaseGrantResponse>> {
+        debug_assert_ne!(id, 0, "a grant without an id orphans a lease when it is repeated");
+        self.raw_lease_grant(pb::LeaseGrantRequest { ttl, id }, Repeat::Harmless).await
+    }
+
+    /// Revokes a lease. One that is gone already counts as revoked.
+    pub(crate) async fn lease_revoke(&self, id: i64) -> Result<()> {
+        match self.raw_lease_revoke(pb::LeaseRevokeRequest { id }, Repeat::Harmless).await {
+            Ok(_) => Ok(()),
+            Err(error) if *error.kind() == ErrorKind::LeaseNotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn lease_time_to_live(
+        &self,
+        id: i64,
+        keys: bool,
+    ) -> Result<Answer<pb::LeaseTimeToLiveResponse>> {
+        let request = pb::LeaseTimeToLiveRequest { id, keys };
+        let mut answer = self.raw_lease_time_to_live(request, Repeat::Read).await?;
+        answer.value = self.namespace.time_to_live(answer.value);
+        Ok(answer)
+    }
+
+    /// The status of whichever member answers. Needs no leader.
+    pub(crate) async fn status(&self) -> Result<pb::StatusResponse> {
+        let call = || {
+            let mut client = pb::maintenance_client::MaintenanceClient::new(self.service.clone());
+            async move { client.status(pb::StatusRequest {}).await }
+        };
+        Ok(self.call("Maintenance/Status", Repeat::Read, call).await?.value)
+    }
+
+    /// Opens a watch stream. Keys in its requests and answers are without the namespace.
+    pub(crate) async fn open_watch(
+        &self,
+        requests: impl Stream<Item = pb::WatchRequest> + Send + 'static,
+        route: channel::Route,
+    ) -> Result<Streaming<pb::WatchResponse>> {
+        let namespace = self.namespace.clone();
+        let requests = tokio_stream::StreamExt::map(requests, move |request| namespace.watch(request));
+        let mut client =
+            pb::watch_client::WatchClient::new(self.service.clone()).max_decoding_message_size(MAX_ANSWER);
+        let request = routed(with_leader(requests), route);
+        self.open("Watch/Watch", async move { client.watch(request).await }).await
+    }
+
+    /// Takes the namespace out of a watch answer.
+    pub(crate) fn watched(&self, response: pb::WatchResponse) -> pb::WatchResponse {
+        self.namespace.watched(response)
+    }
+
+    /// Opens a keep-alive stream.
+    pub(crate) async fn open_keep_alive(
+        &self,
+        requests: impl Stream<Item = pb::LeaseKeepAliveRequest> + Send + 'static,
+        route: channel::Route,
+    ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
+        let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
+        let request = routed(with_leader(requests), route);
+        self.open("Lease/LeaseKeepAlive", async move { client.lease_keep_alive(request).await }).await
+    }
+
+    /// Turns the status that ended a stream into an error, and notes what it says of the token.
+    pub(crate) fn stream_error(&self, rpc: &'static str, status: Status) -> Error {
+        let error = classify::error(rpc, status);
+        self.note_auth(&error);
+        error
+    }
+
+    /// The same for the reason that a watch was cancelled with.
+    pub(crate) fn cancel_error(&self, reason: &str) -> Error {
+        let error = classify::cancel_reason(reason);
+        self.note_auth(&error);
+        error
+    }
+
+    /// True where a new token may mend the error: it has been dropped, and the next request fetches another.
+    pub(crate) fn note_auth(&self, error: &Error) -> bool {
+        match &self.auth {
+            Some(tokens) if classify::wants_new_token(error.kind()) => tokens.drop_current(),
+            _ => false,
+        }
+    }
+
+    /// Opens a stream, once: whoever holds the stream knows when to open it again.
+    async fn open<T>(
+        &self,
+        rpc: &'static str,
+        call: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+    ) -> Result<Streaming<T>> {
+        let deadline = Instant::now() + self.limits.request_timeout / 2;
+        match timeout_at(deadline, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.stream_error(rpc, status)),
+            Err(_) => Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(rpc)),
+        }
+    }
+
+    /// Makes a unary call, and makes it again as far as [`retry`] allows and the deadline lasts.
+    async fn call<T, F, Fut>(&self, rpc: &'static str, repeat: Repeat, attempt: F) -> Result<Answer<T>>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let first_sent = Instant::now();
+        let mut retry = Retry::new(repeat, first_sent, self.limits.request_timeout);
+        loop {
+            let failed = match timeout_at(retry.attempt_deadline(Instant::now()), attempt()).await {
+                Ok(Ok(response)) => {
+                    let value = response.into_inner();
+                    return Ok(Answer { value, first_sent, ambiguous: retry.ambiguous() });
+                }
+                Ok(Err(status)) => classify::error(rpc, status),
+                Err(_) => Error::new(ErrorKind::Timeout, Outcome::Unknown).at(rpc),
+            };
+            let renewed = self.note_auth(&failed);
+            match retry.after(failed, renewed, Instant::now()) {
+                Ok(pause) => tokio::time::sleep(pause).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    unary!(raw_range, pb::kv_client::KvClient<_>, range, "KV/Range", pb::RangeRequest => pb::RangeResponse);
+    unary!(raw_txn, pb::kv_client::KvClient<_>, txn, "KV/Txn", pb::TxnRequest => pb::TxnResponse);
+    unary!(raw_lease_grant, pb::lease_client::LeaseClient<_>, lease_grant, "Lease/LeaseGrant", pb::LeaseGrantRequest => pb::LeaseGrantResponse);
+    unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
+    unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
+}
+
+/// Asks a member without a leader to refuse at once instead of letting the call wait.
+fn with_leader<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("hasleader", tonic::metadata::MetadataValue::from_static("true"));
+    request
+}
+
+fn routed<T>(mut request: Request<T>, route: channel::Route) -> Request<T> {
+    request.extensions_mut().insert(route);
+    request
+}
