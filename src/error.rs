@@ -28,6 +28,18 @@ struct Inner {
 }
 
 /// What a failed write did.
+///
+/// ```
+/// # use etcd_concurrency::{Op, Outcome, Txn, fake::{Do, FakeEtcd, On, Rpc}};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let (fake, put) = (FakeEtcd::start(), Txn::new().success(Op::put("k", "v")));
+/// # let client = fake.client();
+/// // The server applies the write, and its reply is lost.
+/// fake.fault(On::rpc(Rpc::Txn).once(), Do::lose_reply());
+/// let error = client.txn(put).await.expect_err("nobody answered");
+/// assert_eq!(error.outcome(), Outcome::Unknown);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The server did not apply it, and never will. Reads are always this.
@@ -160,6 +172,20 @@ pub enum ErrorKind {
 }
 
 /// Why a session, or a guard that hangs on it, ended.
+///
+/// ```
+/// # use etcd_concurrency::{LostReason, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let watching = session.clone();
+/// session.orphan();
+/// match watching.lost().await {
+///     LostReason::Orphaned => println!("somebody else keeps the lease alive now"),
+///     reason => println!("stop: {reason}"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum LostReason {

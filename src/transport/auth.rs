@@ -1,12 +1,269 @@
 //! The token: fetched once for all callers, dropped when the server refuses it.
 
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, request};
+use http_body_util::{BodyExt, Full};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Service, ServiceExt};
+
+use super::{RawService, Transport, classify};
+use crate::error::{Error, ErrorKind, LostReason, Outcome};
+
 /// The token of a client, shared by all of its calls.
 #[derive(Clone)]
-pub(crate) struct Tokens;
+pub(crate) struct Tokens(Source);
+
+#[derive(Clone)]
+enum Source {
+    /// The user's own. It is never replaced.
+    Given(HeaderValue),
+    User(Arc<User>),
+}
+
+struct User {
+    name: String,
+    password: String,
+    /// The same connections and layers, without a token.
+    bare: Transport,
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// The next request fetches one.
+    Wanted,
+    Fetching(watch::Receiver<Option<Fetched>>),
+    Held(HeaderValue),
+    /// The server has authentication disabled.
+    Off,
+}
+
+/// A token, or none where the server wants none.
+type Fetched = Result<Option<HeaderValue>, NoToken>;
+
+/// No token could be had: the request that needed it was not sent.
+#[derive(Debug, Clone)]
+pub(crate) struct NoToken(Arc<Error>);
+
+/// Puts the token on every request, and another in the place of one that the server refuses.
+///
+/// A unary request is then sent once more: it was refused before it was applied. A stream is its owner's to open
+/// again.
+#[derive(Clone)]
+pub(crate) struct Auth {
+    inner: RawService,
+    tokens: Tokens,
+}
 
 impl Tokens {
+    pub(crate) fn given(mut token: HeaderValue) -> Self {
+        token.set_sensitive(true);
+        Self(Source::Given(token))
+    }
+
+    /// Authenticates on first use, with the calls of `bare`, on `runtime`.
+    pub(crate) fn of_user(name: String, password: String, bare: Transport, runtime: Handle) -> Self {
+        let state = Mutex::new(State::Wanted);
+        Self(Source::User(Arc::new(User { name, password, bare, runtime, state })))
+    }
+
     /// Drops the current token, so that the next request fetches another. False where it was supplied by the user.
     pub(crate) fn drop_current(&self) -> bool {
-        false
+        let Source::User(user) = &self.0 else { return false };
+        let mut state = user.state();
+        if !matches!(*state, State::Fetching(_)) {
+            *state = State::Wanted;
+        }
+        true
+    }
+
+    /// The token, or none where the server wants none. Fetches it where it must.
+    ///
+    /// # Cancel safety
+    /// Fetching goes on without the caller, for those who wait with it or come later.
+    pub(crate) async fn get(&self) -> Fetched {
+        let user = match &self.0 {
+            Source::Given(token) => return Ok(Some(token.clone())),
+            Source::User(user) => user,
+        };
+        let mut fetching = match &mut *user.state() {
+            State::Held(token) => return Ok(Some(token.clone())),
+            State::Off => return Ok(None),
+            // One whose task has ended with its runtime would never be done.
+            State::Fetching(fetching) if fetching.has_changed().is_ok() => fetching.clone(),
+            state => {
+                let fetching = user.clone().fetch();
+                *state = State::Fetching(fetching.clone());
+                fetching
+            }
+        };
+        match fetching.wait_for(Option::is_some).await {
+            Ok(fetched) => fetched.clone().unwrap_or(Ok(None)),
+            // The client's runtime has ended: no use in trying again.
+            Err(_) => Err(NoToken(Arc::new(LostReason::Closed.into()))),
+        }
+    }
+
+    /// The server refused this token. One that has been replaced already counts for nothing.
+    fn refused(&self, used: Option<&HeaderValue>) {
+        let Source::User(user) = &self.0 else { return };
+        let mut state = user.state();
+        let current = match &*state {
+            State::Held(token) => Some(token),
+            State::Off => None,
+            State::Wanted | State::Fetching(_) => return,
+        };
+        if current == used {
+            *state = State::Wanted;
+        }
     }
 }
+
+impl User {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fetch(self: Arc<Self>) -> watch::Receiver<Option<Fetched>> {
+        let (done, fetching) = watch::channel(None);
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move {
+            let fetched = self.authenticate().await;
+            *self.state() = match &fetched {
+                Ok(Some(token)) => State::Held(token.clone()),
+                Ok(None) => State::Off,
+                Err(_) => State::Wanted,
+            };
+            done.send_replace(Some(fetched));
+        });
+        fetching
+    }
+
+    async fn authenticate(&self) -> Fetched {
+        match self.bare.authenticate(&self.name, &self.password).await {
+            Ok(token) => match HeaderValue::try_from(token) {
+                Ok(mut token) => {
+                    token.set_sensitive(true);
+                    Ok(Some(token))
+                }
+                Err(_) => {
+                    let error = Error::protocol("a token that is no header value", Outcome::NotApplied);
+                    Err(NoToken(Arc::new(error.at("Auth/Authenticate"))))
+                }
+            },
+            Err(error) if classify::without_auth(error.kind()) => Ok(None),
+            Err(error) => Err(NoToken(Arc::new(error))),
+        }
+    }
+}
+
+impl NoToken {
+    pub(crate) fn kind(&self) -> &ErrorKind {
+        self.0.kind()
+    }
+}
+
+impl fmt::Display for NoToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no auth token")
+    }
+}
+
+impl StdError for NoToken {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+impl Auth {
+    pub(crate) fn new(inner: RawService, tokens: Tokens) -> Self {
+        Self { inner, tokens }
+    }
+
+    async fn answer(self, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let Self { mut inner, tokens } = self;
+        let path = request.uri().path();
+        if path == AUTHENTICATE || request.headers().contains_key(TOKEN) {
+            return inner.ready().await?.call(request).await;
+        }
+        let renews = matches!(tokens.0, Source::User(_)) && !STREAMS.contains(&path);
+        let token = tokens.get().await.map_err(no_token)?;
+        let (parts, body) = request.into_parts();
+        if !renews {
+            let answer = inner.ready().await?.call(with(&token, parts, body)).await?;
+            if refuses(&answer) {
+                tokens.refused(token.as_ref());
+            }
+            return Ok(answer);
+        }
+
+        let body = body.collect().await?.to_bytes();
+        let first = with(&token, parts.clone(), whole(body.clone()));
+        let answer = inner.ready().await?.call(first).await?;
+        if !refuses(&answer) {
+            return Ok(answer);
+        }
+        tokens.refused(token.as_ref());
+        let token = tokens.get().await.map_err(no_token)?;
+        let answer = inner.ready().await?.call(with(&token, parts, whole(body))).await?;
+        if refuses(&answer) {
+            tokens.refused(token.as_ref());
+        }
+        Ok(answer)
+    }
+}
+
+impl Service<Request<Body>> for Auth {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().answer(request))
+    }
+}
+
+const TOKEN: &str = "token";
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+/// The methods whose requests are streams: they can be sent but once.
+const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
+
+fn with(token: &Option<HeaderValue>, mut parts: request::Parts, body: Body) -> Request<Body> {
+    if let Some(token) = token {
+        parts.headers.insert(TOKEN, token.clone());
+    }
+    Request::from_parts(parts, body)
+}
+
+/// Keeps the reason as the status's source.
+fn no_token(error: NoToken) -> Status {
+    Status::from_error(error.into())
+}
+
+fn whole(body: Bytes) -> Body {
+    Body::new(Full::new(body))
+}
+
+/// etcd refuses a token before anything else, with an answer of headers alone.
+fn refuses(answer: &Response<Body>) -> bool {
+    let refusal =
+        answer.headers().get(Status::GRPC_MESSAGE).and_then(|_| Status::from_header_map(answer.headers()));
+    refusal.is_some_and(|status| classify::refuses_token(status.message()))
+}
+
+#[cfg(test)]
+mod tests;

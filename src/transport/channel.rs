@@ -1,19 +1,332 @@
 //! Connections: several endpoints, fail-over, pings.
 
+mod dial;
+mod marks;
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Request, Response};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tower::{BoxError, Service};
+
+pub(crate) use dial::{Dialer, Options};
+use marks::{Marks, Trouble};
+
+/// The connections to all endpoints, as one service.
+#[derive(Clone)]
+pub(crate) struct Endpoints(Arc<Shared>);
+
+struct Shared {
+    marks: Marks,
+    links: Box<[Link]>,
+    runtime: Handle,
+    since: Instant,
+    /// Looks after dead connections. They end with the last handle.
+    checks: Mutex<JoinSet<()>>,
+}
+
+/// The connection to one endpoint.
+struct Link {
+    dialer: Dialer,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    channel: Channel,
+    /// Counts the channels of this endpoint, so that what is said of an old one does not hit a new one.
+    number: u64,
+}
+
 /// Rides on a request and learns which endpoint it went to; whoever sent the request can then call that endpoint bad.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Route;
+pub(crate) struct Route(Arc<Mutex<Taken>>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    hop: Option<Hop>,
+    /// The endpoints that this call went to: a bit each.
+    tried: u64,
+}
+
+/// One channel of one endpoint.
+#[derive(Clone)]
+struct Hop {
+    endpoints: Arc<Shared>,
+    index: usize,
+    number: u64,
+}
 
 /// The request never left this process.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot connect to {endpoint}")]
 pub(crate) struct NotSent {
     endpoint: String,
-    source: super::BoxError,
+    source: BoxError,
+}
+
+/// Whoever waits this long for the beginning of an answer and then gives up has seen a silent endpoint.
+const SILENCE: Duration = Duration::from_secs(1);
+
+impl Endpoints {
+    /// Connects to nothing yet. `runtime` drives the connections.
+    pub(crate) fn new(dialers: Vec<Dialer>, runtime: Handle) -> Self {
+        let _context = runtime.enter();
+        let links: Box<[_]> = dialers
+            .into_iter()
+            .map(|dialer| {
+                let current = Mutex::new(Current { channel: dialer.lazy(), number: 0 });
+                Link { dialer, current }
+            })
+            .collect();
+        let marks = Marks::new(links.len(), fastrand::usize(..links.len()));
+        let (since, checks) = (Instant::now(), Mutex::default());
+        Self(Arc::new(Shared { marks, links, runtime: runtime.clone(), since, checks }))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.links.iter().map(|link| link.dialer.name())
+    }
+}
+
+impl Route {
+    /// The endpoint, once the request went to one.
+    pub(crate) fn endpoint(&self) -> Option<String> {
+        self.taken().hop.as_ref().map(|hop| hop.link().dialer.name().to_owned())
+    }
+
+    /// The endpoint says nothing: it is avoided, and when its time comes it gets a new connection.
+    ///
+    /// The old connection lives on as long as a stream uses it.
+    pub(crate) fn avoid(&self) {
+        if let Some(hop) = &self.taken().hop {
+            hop.silent();
+        }
+    }
+
+    /// The endpoint answers, but cannot serve now: it is avoided for a while.
+    pub(crate) fn avoid_member(&self) {
+        if let Some(Hop { endpoints, index, .. }) = &self.taken().hop {
+            endpoints.marks.fail(*index, Trouble::Member, endpoints.now());
+        }
+    }
+
+    /// True where an endpoint is left that is not avoided and that this call did not go to.
+    pub(crate) fn elsewhere(&self) -> bool {
+        let taken = self.taken();
+        let hop = taken.hop.as_ref();
+        hop.is_some_and(|hop| hop.endpoints.marks.elsewhere(taken.tried, || hop.endpoints.now()))
+    }
+
+    /// The route of the same call's next attempt, which goes to an endpoint not yet tried where there is one.
+    pub(crate) fn next(&self) -> Self {
+        let tried = self.taken().tried;
+        Self(Arc::new(Mutex::new(Taken { hop: None, tried })))
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl NotSent {
     pub(crate) fn endpoint(&self) -> &str {
         &self.endpoint
     }
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        self.since.elapsed().as_millis().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// Connects to an endpoint in the background, and lets requests go there again once it answers.
+    fn check(self: &Arc<Self>, index: usize) {
+        // Not the whole: the last handle's end shall be the end of this too.
+        let shared = Arc::downgrade(self);
+        let dialer = self.links[index].dialer.clone();
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        while checks.try_join_next().is_some() {}
+        let check = async move {
+            let checked = dialer.checked().await;
+            let Some(shared) = shared.upgrade() else { return };
+            match checked {
+                Ok(channel) => {
+                    shared.links[index].replace(channel);
+                    shared.marks.answered(index);
+                }
+                Err(error) => {
+                    tracing::debug!(endpoint = dialer.name(), error = &*error, "still unreachable");
+                    shared.marks.still_dead(index, shared.now());
+                }
+            }
+        };
+        checks.spawn_on(check, &self.runtime);
+    }
+}
+
+impl Link {
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, channel: Channel) {
+        let mut current = self.current();
+        current.number += 1;
+        current.channel = channel;
+    }
+}
+
+impl Hop {
+    fn link(&self) -> &Link {
+        &self.endpoints.links[self.index]
+    }
+
+    /// Avoids the endpoint and drops this channel, if it is still the endpoint's.
+    ///
+    /// Nothing else would end a connection that has gone dead with no request left on it: it would swallow the next
+    /// requests too, until the kernel gives up on it.
+    fn silent(&self) {
+        let link = self.link();
+        let mut current = link.current();
+        if current.number == self.number {
+            let _context = self.endpoints.runtime.enter();
+            *current = Current { channel: link.dialer.lazy(), number: self.number + 1 };
+            drop(current);
+            self.broken();
+        }
+    }
+
+    fn broken(&self) {
+        self.endpoints.marks.fail(self.index, Trouble::Line, self.endpoints.now());
+    }
+}
+
+impl std::fmt::Debug for Hop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hop").field(&self.link().dialer.name()).field(&self.number).finish()
+    }
+}
+
+impl Service<Request<Body>> for Endpoints {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        // Which endpoint it will be is known by the request. What goes wrong here would lose its type on the way.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let shared = &self.0;
+        let route = request.extensions().get::<Route>().cloned();
+        let tried = route.as_ref().map_or(0, |route| route.taken().tried);
+        let pick = shared.marks.pick(tried, || shared.now());
+        if let Some(dead) = pick.check {
+            shared.check(dead);
+        }
+        let (channel, number) = {
+            let current = shared.links[pick.index].current();
+            (current.channel.clone(), current.number)
+        };
+        let hop = Hop { endpoints: shared.clone(), index: pick.index, number };
+        if let Some(route) = &route {
+            let mut taken = route.taken();
+            taken.tried |= marks::bit(pick.index);
+            taken.hop = Some(hop.clone());
+        }
+        Answer { hop, channel, since: Instant::now(), state: State::Waiting(Some(request)) }
+    }
+}
+
+/// The answer to one request.
+pub(crate) struct Answer {
+    hop: Hop,
+    channel: Channel,
+    since: Instant,
+    state: State,
+}
+
+#[expect(clippy::large_enum_variant, reason = "one for each request, inside of its future")]
+enum State {
+    /// For a place in the channel's queue.
+    Waiting(Option<Request<Body>>),
+    Sent(tonic::transport::channel::ResponseFuture),
+    Done,
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let answer = loop {
+            match &mut this.state {
+                State::Waiting(request) => match ready!(this.channel.poll_ready(cx)) {
+                    Ok(()) => {
+                        let request = request.take().expect("taken once");
+                        this.state = State::Sent(this.channel.call(request));
+                    }
+                    Err(error) => break Err(error),
+                },
+                State::Sent(answer) => break ready!(Pin::new(answer).poll(cx)),
+                State::Done => panic!("polled after its end"),
+            }
+        };
+        this.state = State::Done;
+        Poll::Ready(match answer {
+            Ok(answer) => {
+                this.hop.endpoints.marks.answered(this.hop.index);
+                Ok(answer)
+            }
+            Err(error) => Err(this.hop.failed(error)),
+        })
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !matches!(self.state, State::Done) && self.since.elapsed() >= SILENCE {
+            self.hop.silent();
+        }
+    }
+}
+
+impl Hop {
+    fn failed(&self, error: tonic::transport::Error) -> Status {
+        if has::<tonic::TimeoutExpired>(&error) {
+            // The caller's own deadline.
+            return Status::from_error(error.into());
+        }
+        if self.link().current().number == self.number {
+            self.broken();
+        }
+        if has::<tonic::ConnectError>(&error) {
+            let endpoint = self.link().dialer.name().to_owned();
+            let not_sent = NotSent { endpoint, source: error.into() };
+            return Status::from_error(not_sent.into());
+        }
+        Status::from_error(error.into())
+    }
+}
+
+fn has<T: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<T>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }

@@ -5,11 +5,17 @@ use std::error::Error as StdError;
 
 use tonic::{Code, Status};
 
+use super::auth::NoToken;
 use super::channel::NotSent;
 use crate::error::{Error, ErrorKind, Outcome};
 
 /// The error that a status is.
 pub(crate) fn error(rpc: &'static str, status: Status) -> Error {
+    if let Some(no_token) = in_chain::<NoToken>(&status) {
+        // Whatever became of the authentication: the call itself was not sent.
+        let kind = no_token.kind().clone();
+        return Error::new(kind, Outcome::NotApplied).at("Auth/Authenticate").because(status);
+    }
     let (kind, outcome) = if let Some(not_sent) = in_chain::<NotSent>(&status) {
         (ErrorKind::Connect { endpoint: not_sent.endpoint().to_owned() }, Outcome::NotApplied)
     } else if in_chain::<tonic::ConnectError>(&status).is_some() {
@@ -43,6 +49,16 @@ pub(crate) fn wants_new_token(kind: &ErrorKind) -> bool {
     }
 }
 
+/// The same of a server's message.
+pub(crate) fn refuses_token(message: &str) -> bool {
+    by_message(message).is_some_and(|(kind, _)| wants_new_token(&kind))
+}
+
+/// True where the server wants no token at all.
+pub(crate) fn without_auth(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Refused { message } if message.ends_with("authentication is not enabled"))
+}
+
 fn in_chain<T: StdError + 'static>(status: &Status) -> Option<&T> {
     let mut next = status.source();
     while let Some(error) = next {
@@ -57,6 +73,21 @@ fn in_chain<T: StdError + 'static>(status: &Status) -> Option<&T> {
 /// tonic names a broken pipe in mid-stream Unknown or Internal, a reset Cancelled, too many pings ResourceExhausted,
 /// and a refused connection Unavailable: the code says little, the source that it never left the client's side.
 fn local(status: &Status) -> (ErrorKind, Outcome) {
+    if in_chain::<hyper::Error>(status).is_some_and(hyper::Error::is_canceled) {
+        // The connection ended while the request was still in the queue before it: over HTTP/2 hyper says this of
+        // nothing else.
+        return (ErrorKind::Disconnected, Outcome::NotApplied);
+    }
+    if let Some(error) = in_chain::<h2::Error>(status) {
+        if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+            // By definition before any of it was processed.
+            return (ErrorKind::Disconnected, Outcome::NotApplied);
+        }
+        if error.is_go_away() && error.is_library() {
+            // This side closed the connection, because of what the other side sent.
+            return (ErrorKind::Protocol { detail: format!("no HTTP/2: {error}") }, Outcome::Unknown);
+        }
+    }
     match status.code() {
         Code::Internal if status.message().contains("decod") => {
             (ErrorKind::Protocol { detail: status.message().to_owned() }, Outcome::Unknown)
@@ -167,6 +198,32 @@ mod tests {
         assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Disconnected, Outcome::Unknown));
         assert!(error.source().is_some());
     }
+
+    #[tokio::test]
+    async fn what_waits_for_a_connection_that_ends_was_not_applied() {
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        let (near, _far) = tokio::io::duplex(1024);
+        let connecting = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near));
+        let (mut sender, connection) = connecting.await.expect("needs no answer");
+        let request = http::Request::new(tonic::body::Body::empty());
+        let answer = sender.send_request(request);
+        drop(connection);
+        let canceled = answer.await.expect_err("nobody sent it");
+        let error = error("KV/Txn", Status::from_error(Box::new(canceled)));
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Disconnected, Outcome::NotApplied));
+    }
+
+    #[test]
+    fn a_refused_stream_was_not_applied() {
+        let refused = h2::Error::from(h2::Reason::REFUSED_STREAM);
+        let error = error("KV/Txn", Status::from_error(Box::new(Wrapped(refused))));
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Disconnected, Outcome::NotApplied));
+    }
+
+    /// As tonic and hyper wrap it.
+    #[derive(Debug, thiserror::Error)]
+    #[error("transport error")]
+    struct Wrapped(#[source] h2::Error);
 
     #[test]
     fn a_cancel_reason_is_read_with_and_without_grpcs_wrapping() {

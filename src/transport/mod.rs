@@ -7,7 +7,9 @@ pub(crate) mod auth;
 pub(crate) mod channel;
 pub(crate) mod classify;
 pub(crate) mod namespace;
+pub(crate) mod raw;
 pub(crate) mod retry;
+pub(crate) mod stack;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,17 +22,17 @@ use tower::util::BoxCloneSyncService;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::pb::etcdserverpb as pb;
+use channel::Route;
 use namespace::Namespace;
 use retry::{Repeat, Retry};
 
-/// The error type of tower services.
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Any service that carries gRPC, with its type erased.
 ///
-/// The erasure costs nothing that can be measured, and spares every type above a parameter.
+/// The erasure costs nothing that can be measured, and spares every type above a parameter. Errors are statuses that
+/// keep what happened as their source: with a boxed error, rustc could not see that the generated clients' futures
+/// are `Send`.
 pub type RawService =
-    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, BoxError>;
+    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, Status>;
 
 /// etcd may send more than tonic's 4 MiB in one answer; Go's client takes what fits an i32.
 const MAX_ANSWER: usize = i32::MAX as usize;
@@ -54,8 +56,6 @@ pub(crate) struct Transport {
 /// An answer, and how it was come by.
 pub(crate) struct Answer<T> {
     pub(crate) value: T,
-    /// When the first attempt was sent: nothing it caused on the server is older.
-    pub(crate) first_sent: Instant,
     /// An earlier attempt got no answer: it may still be applied after this one.
     pub(crate) ambiguous: bool,
 }
@@ -64,9 +64,9 @@ macro_rules! unary {
     ($(#[$doc:meta])* $name:ident, $client:path, $method:ident, $rpc:literal, $request:ty => $response:ty) => {
         $(#[$doc])*
         async fn $name(&self, request: $request, repeat: Repeat) -> Result<Answer<$response>> {
-            self.call($rpc, repeat, || {
+            self.call($rpc, repeat, |route| {
                 let mut client = <$client>::new(self.service.clone()).max_decoding_message_size(MAX_ANSWER);
-                let request = with_leader(request.clone());
+                let request = routed(with_leader(request.clone()), route);
                 async move { client.$method(request).await }
             })
             .await
@@ -137,20 +137,29 @@ impl Transport {
         Ok(answer)
     }
 
-    /// The status of whichever member answers. Needs no leader.
-    pub(crate) async fn status(&self) -> Result<pb::StatusResponse> {
-        let call = || {
-            let mut client = pb::maintenance_client::MaintenanceClient::new(self.service.clone());
-            async move { client.status(pb::StatusRequest {}).await }
-        };
-        Ok(self.call("Maintenance/Status", Repeat::Read, call).await?.value)
+    /// The status of the member that `route` leads to, asked for once. Needs no leader.
+    pub(crate) async fn status(&self, route: Route, deadline: Instant) -> Result<pb::StatusResponse> {
+        let rpc = "Maintenance/Status";
+        let mut client = pb::maintenance_client::MaintenanceClient::new(self.service.clone());
+        let answer = client.status(routed(Request::new(pb::StatusRequest {}), route.clone()));
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(classify::error(rpc, status).with_outcome(Outcome::NotApplied)),
+            Err(_) => Err(silent(rpc, &route).with_outcome(Outcome::NotApplied)),
+        }
+    }
+
+    /// A token for a user.
+    pub(crate) async fn authenticate(&self, name: &str, password: &str) -> Result<String> {
+        let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
+        Ok(self.raw_authenticate(request, Repeat::Read).await?.value.token)
     }
 
     /// Opens a watch stream. Keys in its requests and answers are without the namespace.
     pub(crate) async fn open_watch(
         &self,
         requests: impl Stream<Item = pb::WatchRequest> + Send + 'static,
-        route: channel::Route,
+        route: Route,
     ) -> Result<Streaming<pb::WatchResponse>> {
         let namespace = self.namespace.clone();
         let requests = tokio_stream::StreamExt::map(requests, move |request| namespace.watch(request));
@@ -169,7 +178,7 @@ impl Transport {
     pub(crate) async fn open_keep_alive(
         &self,
         requests: impl Stream<Item = pb::LeaseKeepAliveRequest> + Send + 'static,
-        route: channel::Route,
+        route: Route,
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
@@ -179,13 +188,6 @@ impl Transport {
     /// Turns the status that ended a stream into an error, and notes what it says of the token.
     pub(crate) fn stream_error(&self, rpc: &'static str, status: Status) -> Error {
         let error = classify::error(rpc, status);
-        self.note_auth(&error);
-        error
-    }
-
-    /// The same for the reason that a watch was cancelled with.
-    pub(crate) fn cancel_error(&self, reason: &str) -> Error {
-        let error = classify::cancel_reason(reason);
         self.note_auth(&error);
         error
     }
@@ -215,33 +217,49 @@ impl Transport {
     /// Makes a unary call, and makes it again as far as [`retry`] allows and the deadline lasts.
     async fn call<T, F, Fut>(&self, rpc: &'static str, repeat: Repeat, attempt: F) -> Result<Answer<T>>
     where
-        F: Fn() -> Fut,
+        F: Fn(Route) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let first_sent = Instant::now();
-        let mut retry = Retry::new(repeat, first_sent, self.limits.request_timeout);
+        let mut retry = Retry::new(repeat, Instant::now(), self.limits.request_timeout);
+        let mut route = Route::default();
         loop {
-            let failed = match timeout_at(retry.attempt_deadline(Instant::now()), attempt()).await {
+            let deadline = retry.attempt_deadline(Instant::now());
+            let failed = match timeout_at(deadline, attempt(route.clone())).await {
                 Ok(Ok(response)) => {
                     let value = response.into_inner();
-                    return Ok(Answer { value, first_sent, ambiguous: retry.ambiguous() });
+                    return Ok(Answer { value, ambiguous: retry.ambiguous() });
                 }
                 Ok(Err(status)) => classify::error(rpc, status),
-                Err(_) => Error::new(ErrorKind::Timeout, Outcome::Unknown).at(rpc),
+                Err(_) => silent(rpc, &route),
             };
-            let renewed = self.note_auth(&failed);
-            match retry.after(failed, renewed, Instant::now()) {
+            if retry::avoids_member(failed.kind()) {
+                route.avoid_member();
+            }
+            match retry.after(failed, route.elsewhere(), Instant::now()) {
+                Ok(pause) if pause.is_zero() => {}
                 Ok(pause) => tokio::time::sleep(pause).await,
                 Err(error) => return Err(error),
             }
+            route = route.next();
         }
     }
 
     unary!(raw_range, pb::kv_client::KvClient<_>, range, "KV/Range", pb::RangeRequest => pb::RangeResponse);
     unary!(raw_txn, pb::kv_client::KvClient<_>, txn, "KV/Txn", pb::TxnRequest => pb::TxnResponse);
+    unary!(raw_authenticate, pb::auth_client::AuthClient<_>, authenticate, "Auth/Authenticate", pb::AuthenticateRequest => pb::AuthenticateResponse);
     unary!(raw_lease_grant, pb::lease_client::LeaseClient<_>, lease_grant, "Lease/LeaseGrant", pb::LeaseGrantRequest => pb::LeaseGrantResponse);
     unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
     unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
+}
+
+/// The error for an attempt that got no answer, and whose endpoint is avoided from here on.
+fn silent(rpc: &'static str, route: &Route) -> Error {
+    route.avoid();
+    let error = Error::new(ErrorKind::Timeout, Outcome::Unknown).at(rpc);
+    match route.endpoint() {
+        Some(endpoint) => error.because(format!("{endpoint} did not answer")),
+        None => error,
+    }
 }
 
 /// Asks a member without a leader to refuse at once instead of letting the call wait.
@@ -251,7 +269,24 @@ fn with_leader<T>(message: T) -> Request<T> {
     request
 }
 
-fn routed<T>(mut request: Request<T>, route: channel::Route) -> Request<T> {
+fn routed<T>(mut request: Request<T>, route: Route) -> Request<T> {
     request.extensions_mut().insert(route);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is spawned must be `Send`; what rustc makes of the generated clients hangs on the service's error type.
+    #[test]
+    fn calls_can_be_spawned() {
+        fn send<T: Send>(_: impl FnOnce(Transport) -> T) {}
+        send(|transport| async move { transport.range(pb::RangeRequest::default()).await });
+        send(|transport| async move { transport.lease_grant(1, 1).await.map(|_| ()) });
+        send(|transport| async move {
+            transport.open_keep_alive(tokio_stream::empty(), Route::default()).await.map(|_| ())
+        });
+        send(|transport| async move { raw::kv(transport.raw()).range(pb::RangeRequest::default()).await });
+    }
 }

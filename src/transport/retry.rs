@@ -30,7 +30,6 @@ pub(crate) struct Retry {
     per_attempt: Duration,
     backoff: Backoff,
     ambiguous: bool,
-    renewed: bool,
 }
 
 impl Retry {
@@ -41,7 +40,7 @@ impl Retry {
             Repeat::Read | Repeat::Harmless => timeout / 2,
         };
         let backoff = Backoff::default();
-        Self { repeat, deadline: now + timeout, per_attempt, backoff, ambiguous: false, renewed: false }
+        Self { repeat, deadline: now + timeout, per_attempt, backoff, ambiguous: false }
     }
 
     pub(crate) fn attempt_deadline(&self, now: Instant) -> Instant {
@@ -55,24 +54,37 @@ impl Retry {
 
     /// After a failed attempt: how long to wait before the next, or the error to give up with.
     ///
-    /// `renewed` says that the error was about the token, and that the next attempt has another.
-    pub(crate) fn after(&mut self, error: Error, renewed: bool, now: Instant) -> Result<Duration, Error> {
+    /// `elsewhere` says that the next attempt goes to an endpoint that this call has not tried: no use in waiting.
+    pub(crate) fn after(&mut self, error: Error, elsewhere: bool, now: Instant) -> Result<Duration, Error> {
         let error = match self.repeat {
             Repeat::Read => error.with_outcome(Outcome::NotApplied),
             Repeat::Harmless | Repeat::Never => error,
         };
         self.ambiguous |= error.outcome() == Outcome::Unknown;
-        // A refused token was refused before anything was applied; one new token is tried, not one a second.
-        let renew = renewed && !std::mem::replace(&mut self.renewed, renewed);
-        let allowed = renew
-            || may_pass(error.kind())
-                && (self.repeat != Repeat::Never || error.outcome() == Outcome::NotApplied);
-        let pause = if renew { Duration::ZERO } else { self.backoff.next() };
-        if allowed && now + pause < self.deadline {
+        let allowed = may_pass(error.kind()) || elsewhere && is_the_members(error.kind());
+        let harmless = self.repeat != Repeat::Never || error.outcome() == Outcome::NotApplied;
+        let pause = if elsewhere { Duration::ZERO } else { self.backoff.next() };
+        if allowed && harmless && now + pause + SHORTEST_ATTEMPT.min(self.per_attempt / 10) < self.deadline {
             return Ok(pause);
         }
         // What an earlier attempt did stays unknown, whatever became of this one.
         Err(if self.ambiguous { error.with_outcome(Outcome::Unknown) } else { error })
+    }
+}
+
+/// True where the endpoint answered, and another may answer better.
+pub(crate) fn avoids_member(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ServerTimeout | ErrorKind::NoLeader | ErrorKind::Unavailable { .. })
+        || is_the_members(kind)
+}
+
+/// True for errors that no time mends, but another endpoint does: a learner serves few RPCs where a voter serves
+/// all, and one endpoint of several may be no etcd at all.
+fn is_the_members(kind: &ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unsupported { message } => message.contains("not supported for learner"),
+        ErrorKind::Protocol { .. } => true,
+        _ => false,
     }
 }
 
@@ -112,6 +124,8 @@ impl Backoff {
     }
 }
 
+/// An attempt that the deadline cuts short says less than the error before it: with less time than this, none is made.
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -160,11 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn a_new_token_is_tried_once() {
+    fn another_endpoint_is_tried_at_once() {
         let (mut retry, now) = retry(Repeat::Never);
-        let refused = || error(ErrorKind::InvalidToken, Outcome::NotApplied);
+        let refused = || error(ErrorKind::Connect { endpoint: "a".into() }, Outcome::NotApplied);
         assert_eq!(retry.after(refused(), true, now).expect("again"), Duration::ZERO);
-        retry.after(refused(), true, now).expect_err("not for ever");
+        assert_ne!(retry.after(refused(), false, now).expect("again"), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_learner_refuses_is_asked_of_another_only() {
+        let message = "etcdserver: rpc not supported for learner".to_owned();
+        let refused = || error(ErrorKind::Unsupported { message: message.clone() }, Outcome::NotApplied);
+        let (mut retry, now) = retry(Repeat::Never);
+        retry.after(refused(), true, now).expect("again");
+        retry.after(refused(), false, now).expect_err("it will not become a voter");
     }
 
     #[test]

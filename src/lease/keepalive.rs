@@ -1,0 +1,328 @@
+//! The task that keeps a client's leases alive: one stream, one timer wheel, nothing that looks at idle leases.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::time::DelayQueue;
+use tokio_util::time::delay_queue;
+use tonic::{Status, Streaming};
+
+use super::clock::{Answer, Due};
+use super::{Command, Lease, Leases};
+use crate::error::{Error, ErrorKind, LostReason, Result};
+use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
+use crate::transport::channel::Route;
+use crate::transport::retry::Backoff;
+
+/// The task's state.
+pub(super) struct KeepAlive {
+    leases: Leases,
+    commands: mpsc::UnboundedReceiver<Command>,
+    kept: BTreeMap<i64, Kept>,
+    /// For each lease, when its clock wants to be looked at.
+    timers: DelayQueue<i64>,
+    stream: Option<Stream>,
+    /// Leases with a keep-alive under way on the present stream, the oldest first.
+    unanswered: VecDeque<i64>,
+    backoff: Backoff,
+    /// No stream is opened before this.
+    not_before: Option<Instant>,
+    /// Suspended time as last seen.
+    slept: Duration,
+}
+
+struct Kept {
+    lease: Arc<Lease>,
+    timer: delay_queue::Key,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Streaming<LeaseKeepAliveResponse>>> + Send>>;
+
+/// A stream, open or being opened. etcd answers the opening with its first response, so requests go out before.
+struct Stream {
+    requests: mpsc::UnboundedSender<LeaseKeepAliveRequest>,
+    answers: Answers,
+    route: Route,
+}
+
+enum Answers {
+    Opening(Opening),
+    Open(Box<Streaming<LeaseKeepAliveResponse>>),
+}
+
+/// What woke the task.
+enum Event {
+    Command(Option<Command>),
+    Timer(i64),
+    Answer(Result<LeaseKeepAliveResponse>),
+    Tick,
+}
+
+impl KeepAlive {
+    pub(super) fn new(leases: Leases, commands: mpsc::UnboundedReceiver<Command>) -> Self {
+        let slept = leases.time().slept();
+        Self {
+            leases,
+            commands,
+            kept: BTreeMap::new(),
+            timers: DelayQueue::new(),
+            stream: None,
+            unanswered: VecDeque::new(),
+            backoff: Backoff::default(),
+            not_before: None,
+            slept,
+        }
+    }
+
+    /// Runs until there is no lease left.
+    pub(super) async fn run(mut self) {
+        let mut tick = ticks();
+        loop {
+            let event = self.wait(&mut tick).await;
+            self.notice_suspension();
+            match event {
+                Event::Command(Some(Command::Keep(lease))) => self.keep(lease),
+                Event::Command(Some(Command::Forget(id))) => self.forget(id),
+                Event::Command(None) => return,
+                Event::Timer(id) => self.look_at(id),
+                Event::Answer(Ok(answer)) => self.answered(&answer),
+                Event::Answer(Err(error)) => self.broken(&error),
+                Event::Tick => {}
+            }
+            if self.kept.is_empty() && self.leases.retire(&self.commands) {
+                return;
+            }
+        }
+    }
+
+    async fn wait(&mut self, tick: &mut Interval) -> Event {
+        tokio::select! {
+            // In this order, so that a run on a paused clock repeats exactly; timers first, since losing a lease
+            // matters more than renewing another.
+            biased;
+            Some(expired) = next_timer(&mut self.timers), if !self.timers.is_empty() => {
+                Event::Timer(expired.into_inner())
+            }
+            command = self.commands.recv() => Event::Command(command),
+            answer = next_answer(&mut self.stream, &self.leases), if self.stream.is_some() => Event::Answer(answer),
+            _ = tick.tick() => Event::Tick,
+        }
+    }
+
+    fn keep(&mut self, lease: Arc<Lease>) {
+        let id = lease.id();
+        if self.kept.contains_key(&id) {
+            return;
+        }
+        let timer = self.timers.insert(id, Duration::ZERO);
+        self.kept.insert(id, Kept { lease, timer });
+        self.look_at_now(id);
+    }
+
+    fn forget(&mut self, id: i64) {
+        // The id may have been adopted again since: only a lost lease is forgotten.
+        if self.kept.get(&id).is_some_and(|kept| kept.lease.is_believed()) {
+            return;
+        }
+        if let Some(kept) = self.kept.remove(&id) {
+            self.timers.try_remove(&kept.timer);
+        }
+    }
+
+    /// A lease's timer fired.
+    fn look_at(&mut self, id: i64) {
+        if let Some(kept) = self.kept.get_mut(&id) {
+            kept.timer = self.timers.insert(id, FAR);
+            self.look_at_now(id);
+        }
+    }
+
+    /// Does what the lease's clock wants, and sets its timer.
+    fn look_at_now(&mut self, id: i64) {
+        let Some(lease) = self.kept.get(&id).map(|kept| kept.lease.clone()) else { return };
+        match lease.with_clock(|clock, now| clock.due(now)) {
+            Due::At(_) => {}
+            Due::Expired => {
+                lease.lose(LostReason::Expired);
+                return;
+            }
+            Due::Silent => {
+                let route = self.stream.as_ref().map(|stream| stream.route.clone());
+                tracing::debug!("the keep-alive stream is silent");
+                route.iter().for_each(Route::avoid);
+                self.close_stream();
+            }
+            Due::KeepAlive => self.send(&lease),
+        }
+        self.set_timer(&lease);
+    }
+
+    fn set_timer(&mut self, lease: &Lease) {
+        let Some(kept) = self.kept.get(&lease.id()) else { return };
+        let time = self.leases.time();
+        let (wake, deadline) = lease.with_clock(|clock, now| {
+            let wake = match clock.due(now) {
+                Due::At(moment) => moment,
+                Due::KeepAlive | Due::Silent | Due::Expired => now,
+            };
+            (time.instant_of(wake), time.instant_of(clock.deadline()))
+        });
+        // Without a stream, the next attempt to open one, but not later than the lease's end.
+        let wake = match self.not_before {
+            Some(pause) if self.stream.is_none() => wake.max(pause.min(deadline)),
+            _ => wake,
+        };
+        self.timers.reset_at(&kept.timer, wake.min(Instant::now() + FAR));
+    }
+
+    fn send(&mut self, lease: &Lease) {
+        if self.stream.is_none() {
+            if self.not_before.is_some_and(|pause| Instant::now() < pause) {
+                return;
+            }
+            self.open_stream();
+        }
+        let Some(stream) = &self.stream else { return };
+        lease.with_clock(|clock, now| clock.on_send(now));
+        // A stream whose receiver is gone tells so by its answers.
+        let _ = stream.requests.send(LeaseKeepAliveRequest { id: lease.id() });
+        self.unanswered.push_back(lease.id());
+    }
+
+    fn open_stream(&mut self) {
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let route = Route::default();
+        let (transport, on) = (self.leases.shared.transport.clone(), route.clone());
+        let opening =
+            async move { transport.open_keep_alive(UnboundedReceiverStream::new(receiver), on).await };
+        let answers = Answers::Opening(Box::pin(opening));
+        self.stream = Some(Stream { requests, answers, route });
+    }
+
+    fn answered(&mut self, answer: &LeaseKeepAliveResponse) {
+        self.backoff.reset();
+        self.not_before = None;
+        if let Some(at) = self.unanswered.iter().position(|&id| id == answer.id) {
+            self.unanswered.remove(at);
+        }
+        // An answer for a lease that was given up in the meantime.
+        let Some(lease) = self.kept.get(&answer.id).map(|kept| kept.lease.clone()) else { return };
+        match lease.with_clock(|clock, now| clock.on_answer(answer.ttl, now)) {
+            Answer::Renewed => lease.resume(),
+            Answer::Unasked => {}
+            Answer::Gone => {
+                lease.lose(LostReason::LeaseGone);
+            }
+            Answer::Revoked => {
+                lease.lose(LostReason::Revoked);
+            }
+        }
+        self.set_timer(&lease);
+    }
+
+    /// The stream ended.
+    fn broken(&mut self, error: &Error) {
+        tracing::debug!(%error, "the keep-alive stream broke");
+        if let Some(stream) = &self.stream
+            && matches!(
+                error.kind(),
+                ErrorKind::NoLeader | ErrorKind::Unavailable { .. } | ErrorKind::Timeout
+            )
+        {
+            stream.route.avoid();
+        }
+        // One lease that may not be renewed must not hold up the others: it was the one being answered, and asks
+        // again only when its turn comes round.
+        let culprit = match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::Refused { .. } | ErrorKind::Other { .. } => {
+                self.unanswered.pop_front()
+            }
+            _ => None,
+        };
+        if let Some(lease) = culprit.and_then(|id| self.kept.get(&id)).map(|kept| kept.lease.clone()) {
+            lease.with_clock(|clock, now| clock.on_break(now + clock.ttl() / 3));
+            lease.suspend();
+            self.set_timer(&lease);
+        }
+        self.close_stream();
+    }
+
+    /// Drops the stream; what was under way on it is due again after a pause.
+    fn close_stream(&mut self) {
+        if self.stream.take().is_none() {
+            return;
+        }
+        let pause = self.backoff.next();
+        self.not_before = Some(Instant::now() + pause);
+        for id in std::mem::take(&mut self.unanswered) {
+            let Some(lease) = self.kept.get(&id).map(|kept| kept.lease.clone()) else { continue };
+            lease.with_clock(|clock, now| clock.on_break(now));
+            lease.suspend();
+            self.set_timer(&lease);
+        }
+    }
+
+    /// After the machine slept, timers are late by as long as it did: every clock is looked at.
+    fn notice_suspension(&mut self) {
+        let slept = self.leases.time().slept();
+        if slept == self.slept {
+            return;
+        }
+        self.slept = slept;
+        tracing::debug!("the machine was suspended");
+        let ids: Vec<i64> = self.kept.keys().copied().collect();
+        for id in ids {
+            self.look_at_now(id);
+        }
+    }
+}
+
+/// The task goes with its runtime: nobody keeps these leases alive any more.
+impl Drop for KeepAlive {
+    fn drop(&mut self) {
+        for kept in self.kept.values() {
+            kept.lease.lose(LostReason::Closed);
+        }
+    }
+}
+
+/// Wakes the task now and then, to notice that the machine slept: no timer of tokio's does.
+fn ticks() -> Interval {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+/// The next answer. Cancel safe: the opening and the stream stay where they are.
+async fn next_answer(stream: &mut Option<Stream>, leases: &Leases) -> Result<LeaseKeepAliveResponse> {
+    let Some(stream) = stream else { return std::future::pending().await };
+    loop {
+        match &mut stream.answers {
+            Answers::Opening(opening) => {
+                let open = opening.await?;
+                stream.answers = Answers::Open(Box::new(open));
+            }
+            Answers::Open(open) => {
+                let ended = match open.message().await {
+                    Ok(Some(answer)) => return Ok(answer),
+                    Ok(None) => Status::unavailable("the keep-alive stream ended"),
+                    Err(status) => status,
+                };
+                return Err(leases.shared.transport.stream_error("Lease/LeaseKeepAlive", ended));
+            }
+        }
+    }
+}
+
+async fn next_timer(timers: &mut DelayQueue<i64>) -> Option<delay_queue::Expired<i64>> {
+    std::future::poll_fn(|context| timers.poll_expired(context)).await
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// tokio's wheel reaches two years.
+const FAR: Duration = Duration::from_secs(300 * 86_400);

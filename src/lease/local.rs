@@ -1,0 +1,116 @@
+//! Turns within one process: tasks that share a lease and a name queue here, fairly, and only the first goes to the
+//! server. Two of them would otherwise hold the same key.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
+
+/// The queues of one lease, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Locals {
+    queues: Arc<Mutex<HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// One's turn; the next in line gets it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    name: Bytes,
+    /// None only while it is being dropped.
+    turn: Option<OwnedMutexGuard<()>>,
+    locals: Locals,
+}
+
+impl Locals {
+    /// Waits for one's turn, in order of arrival.
+    pub(crate) async fn turn(&self, name: &Bytes) -> Turn {
+        // Made before the wait: a future that is dropped while it waits takes the queue out again if it was the last.
+        let mut turn = Turn { name: name.clone(), turn: None, locals: self.share() };
+        let queue = self.queue(name);
+        turn.turn = Some(queue.lock_owned().await);
+        turn
+    }
+
+    /// One's turn if nobody has it.
+    pub(crate) fn try_turn(&self, name: &Bytes) -> Option<Turn> {
+        let turn = self.queue(name).try_lock_owned().ok()?;
+        Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
+    }
+
+    fn queue(&self, name: &Bytes) -> Arc<tokio::sync::Mutex<()>> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.entry(name.clone()).or_default().clone()
+    }
+
+    fn share(&self) -> Self {
+        Self { queues: self.queues.clone() }
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.turn.take());
+        // Whoever waits holds the queue too; with nobody left, its entry is garbage.
+        if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+            queues.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn turns_come_in_order_and_leave_nothing() {
+        let locals = Arc::new(Locals::default());
+        let name = Bytes::from_static(b"a/");
+        let first = locals.turn(&name).await;
+        assert!(locals.try_turn(&name).is_none());
+        assert!(locals.try_turn(&Bytes::from_static(b"b/")).is_some());
+
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        for i in 0..8 {
+            let (locals, name, order) = (locals.clone(), name.clone(), order.clone());
+            tasks.push(tokio::spawn(async move {
+                let _turn = locals.turn(&name).await;
+                order.lock().unwrap().push(i);
+            }));
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+        assert_eq!(locals.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_dropped_leaves_nothing() {
+        let locals = Locals::default();
+        let name = Bytes::from_static(b"a/");
+        let first = locals.turn(&name).await;
+        {
+            let waiting = locals.turn(&name);
+            tokio::pin!(waiting);
+            tokio::select! {
+                biased;
+                _ = &mut waiting => panic!("two have the turn"),
+                () = std::future::ready(()) => {}
+            }
+        }
+        drop(first);
+        assert_eq!(locals.len(), 0);
+        drop(locals.turn(&name).await);
+        assert_eq!(locals.len(), 0);
+    }
+}

@@ -1,0 +1,290 @@
+//! Leases that are kept alive: one stream for all of a client's, and a clock for each.
+
+pub(crate) mod clock;
+mod keepalive;
+mod local;
+pub(crate) mod time;
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::error::LostReason;
+use crate::transport::Transport;
+use clock::{LeaseClock, Moment};
+use keepalive::KeepAlive;
+pub(crate) use local::{Locals, Turn};
+use time::Time;
+
+/// What a session knows of its lease.
+///
+/// ```
+/// # use etcd_concurrency::{LostReason, Session, SessionState, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let mut state = session.state();
+/// assert_eq!(*state.borrow_and_update(), SessionState::Active);
+/// session.close().await?;
+/// assert_eq!(*state.borrow_and_update(), SessionState::Lost(LostReason::Closed));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionState {
+    /// Keep-alives are answered.
+    Active,
+    /// A keep-alive is overdue, or its stream broke. The session is valid until its deadline.
+    Suspended {
+        /// When the trouble was noticed.
+        since: Instant,
+    },
+    /// The session ended.
+    Lost(LostReason),
+}
+
+/// The leases of one client.
+#[derive(Clone)]
+pub(crate) struct Leases {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    transport: Transport,
+    runtime: Handle,
+    time: Time,
+    /// How to reach the task that keeps leases alive; it runs while there are any.
+    task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    /// All leases being kept alive, so that whoever adopts one twice shares its clock and its local turns.
+    by_id: Mutex<HashMap<i64, Weak<Lease>>>,
+}
+
+/// What the task is told.
+enum Command {
+    Keep(Arc<Lease>),
+    Forget(i64),
+}
+
+impl Leases {
+    pub(crate) fn new(transport: Transport, runtime: Handle, time: Time) -> Self {
+        let shared = Shared { transport, runtime, time, task: Mutex::default(), by_id: Mutex::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn time(&self) -> &Time {
+        &self.shared.time
+    }
+
+    /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock.
+    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Arc<Lease> {
+        let lease = Arc::new(Lease::new(id, clock, self.clone()));
+        let known = {
+            let mut by_id = lock(&self.shared.by_id);
+            let known = by_id.get(&id).and_then(Weak::upgrade);
+            let believed = known.as_ref().is_some_and(|known| known.is_believed());
+            if !believed {
+                by_id.insert(id, Arc::downgrade(&lease));
+            }
+            // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
+            (known, believed)
+        };
+        if let (Some(known), true) = known {
+            return known;
+        }
+        self.tell(Command::Keep(lease.clone()));
+        lease
+    }
+
+    fn tell(&self, command: Command) {
+        let mut task = lock(&self.shared.task);
+        let command = match &*task {
+            Some(running) => match running.send(command) {
+                Ok(()) => return,
+                // The task went with its runtime.
+                Err(mpsc::error::SendError(command)) => command,
+            },
+            None => command,
+        };
+        // Nothing is kept alive, so there is nothing to forget.
+        let Command::Keep(_) = command else { return };
+        let (sender, commands) = mpsc::unbounded_channel();
+        let _ = sender.send(command);
+        *task = Some(sender);
+        self.shared.runtime.spawn(KeepAlive::new(self.clone(), commands).run());
+    }
+
+    /// Ends the task if nobody told it anything in the meantime.
+    fn retire(&self, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
+        let mut task = lock(&self.shared.task);
+        let idle = commands.is_empty();
+        if idle {
+            *task = None;
+        }
+        idle
+    }
+}
+
+/// A lease that is kept alive, shared by the sessions on it and the task that keeps it.
+pub(crate) struct Lease {
+    id: i64,
+    clock: Mutex<LeaseClock>,
+    state: watch::Sender<SessionState>,
+    locals: Locals,
+    /// How many sessions are on it: more than one where it was adopted twice.
+    sessions: AtomicUsize,
+    leases: Leases,
+}
+
+impl Lease {
+    fn new(id: i64, clock: LeaseClock, leases: Leases) -> Self {
+        let first = if clock.is_proven() {
+            SessionState::Active
+        } else {
+            SessionState::Suspended { since: Instant::now() }
+        };
+        let (state, _) = watch::channel(first);
+        let (clock, locals) = (Mutex::new(clock), Locals::default());
+        Self { id, clock, state, locals, sessions: AtomicUsize::new(0), leases }
+    }
+
+    pub(crate) fn id(&self) -> i64 {
+        self.id
+    }
+
+    pub(crate) fn ttl(&self) -> Duration {
+        lock(&self.clock).ttl()
+    }
+
+    /// A session more is on this lease.
+    pub(crate) fn enter(&self) {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session less is; true if it was the last.
+    pub(crate) fn leave(&self) -> bool {
+        self.sessions.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    pub(crate) fn has_sessions(&self) -> bool {
+        self.sessions.load(Ordering::Acquire) > 0
+    }
+
+    /// Whose turn it is among the tasks of this process, key by key.
+    pub(crate) fn locals(&self) -> &Locals {
+        &self.locals
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<SessionState> {
+        self.state.subscribe()
+    }
+
+    /// Why the lease is lost. Looks at the clock itself: a task that wakes late learns it before any timer fires.
+    pub(crate) fn lost_reason(&self) -> Option<LostReason> {
+        if let SessionState::Lost(reason) = *self.state.borrow() {
+            return Some(reason);
+        }
+        self.remaining().is_zero().then(|| self.lose(LostReason::Expired))
+    }
+
+    /// Like [`lost_reason`](Self::lost_reason), without telling anybody.
+    fn is_believed(&self) -> bool {
+        !matches!(*self.state.borrow(), SessionState::Lost(_)) && !self.remaining().is_zero()
+    }
+
+    /// What is left until the deadline; zero once it passed.
+    pub(crate) fn remaining(&self) -> Duration {
+        lock(&self.clock).remaining(self.leases.time().now())
+    }
+
+    /// The server said that the lease is gone. What that means depends on whether its TTL can have run out.
+    pub(crate) fn gone(&self) -> LostReason {
+        let revoked = !self.remaining().is_zero();
+        self.lose(if revoked { LostReason::Revoked } else { LostReason::LeaseGone })
+    }
+
+    /// Ends belief in the lease. The first reason given stays, and is returned.
+    pub(crate) fn lose(&self, reason: LostReason) -> LostReason {
+        let mut first = reason;
+        let ended = self.state.send_if_modified(|state| match *state {
+            SessionState::Lost(earlier) => {
+                first = earlier;
+                false
+            }
+            _ => {
+                *state = SessionState::Lost(reason);
+                true
+            }
+        });
+        if ended {
+            tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
+            self.leases.tell(Command::Forget(self.id));
+        }
+        first
+    }
+
+    /// Resolves once the lease is lost.
+    ///
+    /// Each poll looks at the clock: whoever waits for this beside other work learns of the loss before that work goes
+    /// on, even if all timers of a process that was stopped fire at once.
+    pub(crate) async fn lost(&self) -> LostReason {
+        let mut state = self.state.subscribe();
+        loop {
+            let mut changed = std::pin::pin!(state.changed());
+            let looked = poll_fn(|context| match self.lost_reason() {
+                Some(reason) => Poll::Ready(Some(reason)),
+                // The sender is in self: a change is all there can be.
+                None => changed.as_mut().poll(context).map(|_| None),
+            });
+            if let Some(reason) = looked.await {
+                return reason;
+            }
+        }
+    }
+
+    fn suspend(&self) {
+        self.state.send_if_modified(|state| {
+            let active = *state == SessionState::Active;
+            if active {
+                *state = SessionState::Suspended { since: Instant::now() };
+            }
+            active
+        });
+    }
+
+    fn resume(&self) {
+        self.state.send_if_modified(|state| {
+            let suspended = matches!(state, SessionState::Suspended { .. });
+            if suspended {
+                *state = SessionState::Active;
+            }
+            suspended
+        });
+    }
+
+    fn with_clock<T>(&self, f: impl FnOnce(&mut LeaseClock, Moment) -> T) -> T {
+        // The moment is read under the lock, so that two readers cannot move the clock out of order.
+        let mut clock = lock(&self.clock);
+        f(&mut clock, self.leases.time().now())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut by_id = lock(&self.leases.shared.by_id);
+        if by_id.get(&self.id).is_some_and(|lease| lease.strong_count() == 0) {
+            by_id.remove(&self.id);
+        }
+    }
+}
+
+/// No code of ours panics under these locks; if it did, the data would still be whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

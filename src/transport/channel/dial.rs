@@ -1,0 +1,141 @@
+//! Opens connections to one endpoint.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::Full;
+use hyper_util::client::legacy::connect::HttpConnector;
+use tokio::time::{Instant, timeout};
+use tonic::transport::{Channel, Endpoint};
+use tower::{BoxError, Service, ServiceExt};
+
+/// How connections are made and watched over.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// For a TCP connection with its name lookup, and again for the TLS handshake on it.
+    pub(crate) connect_timeout: Duration,
+    /// Between HTTP/2 pings while a request is open.
+    pub(crate) keep_alive_interval: Duration,
+    /// For the answer to a ping.
+    pub(crate) keep_alive_timeout: Duration,
+}
+
+/// One endpoint, ready to be connected to.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    name: Arc<str>,
+    endpoint: Endpoint,
+    /// None for a Unix socket.
+    tcp: Option<Tcp>,
+    check_timeout: Duration,
+}
+
+impl Dialer {
+    /// `endpoint` has its address and, where wanted, its TLS.
+    pub(crate) fn new(name: &str, endpoint: Endpoint, options: &Options) -> Self {
+        // Never while idle: etcd answers pings without a request, like pings faster than 5 s, by closing the
+        // connection (GOAWAY, too_many_pings).
+        let endpoint = endpoint
+            .http2_keep_alive_interval(options.keep_alive_interval)
+            .keep_alive_timeout(options.keep_alive_timeout)
+            .keep_alive_while_idle(false);
+        let tcp = (!name.starts_with("unix:")).then(|| Tcp::new(options));
+        let check_timeout = options.connect_timeout + options.keep_alive_timeout;
+        Self { name: name.into(), endpoint, tcp, check_timeout }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A channel that connects when it is first used, and again when its connection has ended. Needs a runtime.
+    pub(super) fn lazy(&self) -> Channel {
+        match &self.tcp {
+            Some(tcp) => self.endpoint.connect_with_connector_lazy(tcp.clone()),
+            None => self.endpoint.connect_lazy(),
+        }
+    }
+
+    /// A channel that is connected, and whose peer has answered a request: any gRPC answer will do.
+    ///
+    /// What is asked is gRPC's health service, which needs no token and does nothing. It goes beneath the user's
+    /// layers: it is about this connection, and no call of anybody's.
+    pub(super) async fn checked(&self) -> Result<Channel, BoxError> {
+        timeout(self.check_timeout, async {
+            let mut channel = self.lazy();
+            let request = Request::post("/grpc.health.v1.Health/Check")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                // An empty message: not compressed, of length 0.
+                .body(tonic::body::Body::new(Full::new(Bytes::from_static(&[0; 5]))))?;
+            channel.ready().await?.call(request).await?;
+            Ok(channel)
+        })
+        .await?
+    }
+}
+
+/// Connects over TCP.
+#[derive(Clone)]
+struct Tcp {
+    http: HttpConnector,
+    connect_timeout: Duration,
+    failed: Arc<Mutex<Option<Instant>>>,
+}
+
+/// A channel sends its queue one by one, and connects for each: without this, ten requests that wait for a host
+/// that does not answer would wait for ten timeouts in a row.
+const SAME_FAILURE: Duration = Duration::from_millis(50);
+
+impl Tcp {
+    fn new(options: &Options) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_keepalive(Some(Duration::from_secs(15)));
+        // The kernel gives up on a peer that acknowledges nothing, also when nobody waits for an answer any more
+        // and no ping is sent.
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        http.set_tcp_user_timeout(Some(options.keep_alive_interval + options.keep_alive_timeout));
+        Self { http, connect_timeout: options.connect_timeout, failed: Arc::default() }
+    }
+}
+
+impl Service<Uri> for Tcp {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.http.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let failed = self.failed.clone();
+        let at = *failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if at.is_some_and(|at| at.elapsed() < SAME_FAILURE) {
+            return Box::pin(async { Err("a connection attempt of this moment failed".into()) });
+        }
+        let connecting = timeout(self.connect_timeout, self.http.call(uri));
+        let limit = self.connect_timeout;
+        Box::pin(async move {
+            let connected = match connecting.await {
+                Ok(connected) => connected.map_err(Into::into),
+                Err(_) => {
+                    Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"))
+                        .into())
+                }
+            };
+            if connected.is_err() {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            }
+            connected
+        })
+    }
+}

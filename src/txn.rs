@@ -1,0 +1,347 @@
+//! Transactions, built without a client.
+
+use bytes::Bytes;
+
+use crate::error::{Error, Outcome, Result};
+use crate::key::prefix_end;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
+use pb::compare::{CompareResult, CompareTarget, TargetUnion};
+use pb::request_op::Request;
+use pb::response_op::Response;
+
+/// A transaction: if all compares hold, the success operations are applied, otherwise the failure operations.
+///
+/// One transaction is one revision. The server refuses more than `--max-txn-ops` (128 by default) compares or
+/// operations, and two writes of one key.
+///
+/// ```
+/// use etcd_concurrency::{Compare, Op, Txn};
+/// let move_in = Txn::new()
+///     .compare(Compare::missing("room/7"))
+///     .success(Op::put("room/7", "ada"))
+///     .failure(Op::get("room/7"));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+#[must_use = "a transaction does nothing until it is committed"]
+pub struct Txn {
+    compare: Vec<Compare>,
+    success: Vec<Op>,
+    failure: Vec<Op>,
+}
+
+impl Txn {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a compare.
+    pub fn compare(mut self, compare: Compare) -> Self {
+        self.compare.push(compare);
+        self
+    }
+
+    /// Adds an operation for when all compares hold.
+    pub fn success(mut self, op: Op) -> Self {
+        self.success.push(op);
+        self
+    }
+
+    /// Adds an operation for when a compare does not hold.
+    pub fn failure(mut self, op: Op) -> Self {
+        self.failure.push(op);
+        self
+    }
+
+    /// True if the failure operations can never be reached.
+    pub(crate) fn is_unconditional(&self) -> bool {
+        self.compare.is_empty()
+    }
+}
+
+impl From<Txn> for pb::TxnRequest {
+    fn from(txn: Txn) -> Self {
+        let ops = |ops: Vec<Op>| ops.into_iter().map(|Op(op)| pb::RequestOp { request: Some(op) }).collect();
+        Self {
+            compare: txn.compare.into_iter().map(|Compare(compare)| compare).collect(),
+            success: ops(txn.success),
+            failure: ops(txn.failure),
+        }
+    }
+}
+
+/// What a transaction compares.
+///
+/// ```
+/// # use etcd_concurrency::{Compare, Op, Txn, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let bump = |from: &'static str, to: &'static str| {
+///     Txn::new().compare(Compare::value("counter").is(from)).success(Op::put("counter", to))
+/// };
+/// client.txn(Txn::new().success(Op::put("counter", "1"))).await?;
+/// assert!(client.txn(bump("1", "2")).await?.succeeded);
+/// assert!(!client.txn(bump("1", "2")).await?.succeeded);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compare(pb::Compare);
+
+impl Compare {
+    /// The key does not exist.
+    pub fn missing(key: impl Into<Bytes>) -> Self {
+        Self::create_revision(key).is(0)
+    }
+
+    /// The key exists.
+    pub fn exists(key: impl Into<Bytes>) -> Self {
+        Self::create_revision(key).greater_than(0)
+    }
+
+    /// No key starts with this prefix.
+    pub fn none_with_prefix(prefix: impl Into<Bytes>) -> Self {
+        let prefix = prefix.into();
+        let end = prefix_end(&prefix);
+        let mut compare = Self::missing(prefix);
+        compare.0.range_end = end;
+        compare
+    }
+
+    /// The revision that created the key; 0 for a missing one.
+    pub fn create_revision(key: impl Into<Bytes>) -> CompareOn<i64> {
+        CompareOn::new(key, CompareTarget::Create, TargetUnion::CreateRevision)
+    }
+
+    /// The revision that last wrote the key; 0 for a missing one.
+    pub fn mod_revision(key: impl Into<Bytes>) -> CompareOn<i64> {
+        CompareOn::new(key, CompareTarget::Mod, TargetUnion::ModRevision)
+    }
+
+    /// How often the key was written since it was created; 0 for a missing one.
+    pub fn version(key: impl Into<Bytes>) -> CompareOn<i64> {
+        CompareOn::new(key, CompareTarget::Version, TargetUnion::Version)
+    }
+
+    /// The key's lease; 0 for none, or for a missing key.
+    pub fn lease(key: impl Into<Bytes>) -> CompareOn<i64> {
+        CompareOn::new(key, CompareTarget::Lease, TargetUnion::Lease)
+    }
+
+    /// The key's value. Never holds for a missing key.
+    pub fn value(key: impl Into<Bytes>) -> CompareOn<Bytes> {
+        CompareOn::new(key, CompareTarget::Value, TargetUnion::Value)
+    }
+}
+
+impl From<pb::Compare> for Compare {
+    fn from(compare: pb::Compare) -> Self {
+        Self(compare)
+    }
+}
+
+/// Half of a [`Compare`]: with what is it compared?
+#[derive(Debug, Clone)]
+#[must_use = "say what it is compared with"]
+pub struct CompareOn<T> {
+    key: Bytes,
+    target: CompareTarget,
+    union: fn(T) -> TargetUnion,
+}
+
+impl<T> CompareOn<T> {
+    fn new(key: impl Into<Bytes>, target: CompareTarget, union: fn(T) -> TargetUnion) -> Self {
+        Self { key: key.into(), target, union }
+    }
+
+    /// It is this.
+    pub fn is(self, than: impl Into<T>) -> Compare {
+        self.with(CompareResult::Equal, than)
+    }
+
+    /// It is anything but this.
+    pub fn is_not(self, than: impl Into<T>) -> Compare {
+        self.with(CompareResult::NotEqual, than)
+    }
+
+    /// It is greater; values compare byte by byte.
+    pub fn greater_than(self, than: impl Into<T>) -> Compare {
+        self.with(CompareResult::Greater, than)
+    }
+
+    /// It is less; values compare byte by byte.
+    pub fn less_than(self, than: impl Into<T>) -> Compare {
+        self.with(CompareResult::Less, than)
+    }
+
+    fn with(self, result: CompareResult, than: impl Into<T>) -> Compare {
+        Compare(pb::Compare {
+            result: result.into(),
+            target: self.target.into(),
+            key: self.key,
+            range_end: Bytes::new(),
+            target_union: Some((self.union)(than.into())),
+        })
+    }
+}
+
+/// An operation of a transaction.
+///
+/// For options that have no method here, an `Op` is made from the wire's own requests ([`crate::pb`]).
+///
+/// ```
+/// # use etcd_concurrency::Op;
+/// use etcd_concurrency::pb::etcdserverpb::RangeRequest;
+/// let count = RangeRequest { key: "jobs/".into(), range_end: "jobs0".into(), count_only: true, ..Default::default() };
+/// let ops = [Op::put("jobs/1", "sweep"), Op::from(count)];
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Op(Request);
+
+impl Op {
+    /// Writes a key. It keeps no lease: see [`put_with_lease`](Self::put_with_lease).
+    pub fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        Self::put_with_lease(key, value, 0)
+    }
+
+    /// Writes a key that goes with the lease.
+    pub fn put_with_lease(key: impl Into<Bytes>, value: impl Into<Bytes>, lease: i64) -> Self {
+        let (key, value) = (key.into(), value.into());
+        pb::PutRequest { key, value, lease, ..Default::default() }.into()
+    }
+
+    /// Deletes a key.
+    pub fn delete(key: impl Into<Bytes>) -> Self {
+        pb::DeleteRangeRequest { key: key.into(), ..Default::default() }.into()
+    }
+
+    /// Deletes all keys that start with the prefix.
+    pub fn delete_prefix(prefix: impl Into<Bytes>) -> Self {
+        let key = prefix.into();
+        pb::DeleteRangeRequest { range_end: prefix_end(&key), key, prev_kv: false }.into()
+    }
+
+    /// Reads a key.
+    pub fn get(key: impl Into<Bytes>) -> Self {
+        pb::RangeRequest { key: key.into(), ..Default::default() }.into()
+    }
+
+    /// Reads all keys that start with the prefix.
+    pub fn get_prefix(prefix: impl Into<Bytes>) -> Self {
+        let key = prefix.into();
+        pb::RangeRequest { range_end: prefix_end(&key), key, ..Default::default() }.into()
+    }
+
+    /// A transaction within the transaction. Its compares see the state from before the outer one.
+    pub fn txn(txn: Txn) -> Self {
+        Self(Request::RequestTxn(txn.into()))
+    }
+}
+
+impl From<pb::RangeRequest> for Op {
+    fn from(request: pb::RangeRequest) -> Self {
+        Self(Request::RequestRange(request))
+    }
+}
+
+impl From<pb::PutRequest> for Op {
+    fn from(request: pb::PutRequest) -> Self {
+        Self(Request::RequestPut(request))
+    }
+}
+
+impl From<pb::DeleteRangeRequest> for Op {
+    fn from(request: pb::DeleteRangeRequest) -> Self {
+        Self(Request::RequestDeleteRange(request))
+    }
+}
+
+/// What became of a transaction.
+///
+/// ```
+/// # use etcd_concurrency::{Op, Txn, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// client.txn(Txn::new().success(Op::put("a/1", "x")).success(Op::put("a/2", "y"))).await?;
+/// let reply = client.txn(Txn::new().success(Op::get_prefix("a/")).success(Op::delete_prefix("b/"))).await?;
+/// assert_eq!(reply.kvs(0).map(|kvs| kvs.len()), Some(2));
+/// assert_eq!(reply.deleted(1), Some(0));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct TxnReply {
+    /// Whether all compares held.
+    pub succeeded: bool,
+    /// The header; its revision is the transaction's where it wrote.
+    pub header: pb::ResponseHeader,
+    /// One answer for each operation that was applied, in their order.
+    pub responses: Vec<pb::ResponseOp>,
+}
+
+impl TxnReply {
+    /// What the operation at `index` read, if it was a read.
+    pub fn kvs(&self, index: usize) -> Option<&[KeyValue]> {
+        self.ranged(index).map(|range| &range.kvs[..])
+    }
+
+    /// How many keys the operation at `index` deleted, if it was a delete.
+    pub fn deleted(&self, index: usize) -> Option<i64> {
+        match self.responses.get(index)?.response.as_ref()? {
+            Response::ResponseDeleteRange(delete) => Some(delete.deleted),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ranged(&self, index: usize) -> Option<&pb::RangeResponse> {
+        match self.responses.get(index)?.response.as_ref()? {
+            Response::ResponseRange(range) => Some(range),
+            _ => None,
+        }
+    }
+
+    /// The answer of the transaction that was the only operation of this one.
+    pub(crate) fn inner(self) -> Result<Self> {
+        let header = self.header;
+        match self.responses.into_iter().next().and_then(|op| op.response) {
+            // An inner answer has a header of its own in name only.
+            Some(Response::ResponseTxn(inner)) => {
+                Ok(Self { succeeded: inner.succeeded, header, responses: inner.responses })
+            }
+            other => {
+                let detail = format!("a nested transaction was answered with {other:?}");
+                Err(Error::protocol(detail, Outcome::Applied).at("KV/Txn"))
+            }
+        }
+    }
+}
+
+impl TryFrom<pb::TxnResponse> for TxnReply {
+    type Error = Error;
+
+    fn try_from(response: pb::TxnResponse) -> Result<Self> {
+        let missing =
+            || Error::protocol("a transaction's answer without header", Outcome::Applied).at("KV/Txn");
+        let header = response.header.ok_or_else(missing)?;
+        Ok(Self { succeeded: response.succeeded, header, responses: response.responses })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_what_it_says() {
+        let txn = Txn::new()
+            .compare(Compare::value("a").is("1"))
+            .compare(Compare::none_with_prefix("locks/"))
+            .success(Op::put_with_lease("b", "2", 7))
+            .failure(Op::get_prefix("c/"));
+        let request = pb::TxnRequest::from(txn);
+        assert_eq!(request.compare[0].target_union, Some(TargetUnion::Value("1".into())));
+        assert_eq!(&request.compare[1].range_end[..], b"locks0");
+        assert_eq!(request.compare[1].target_union, Some(TargetUnion::CreateRevision(0)));
+        assert!(matches!(&request.success[0].request, Some(Request::RequestPut(put)) if put.lease == 7));
+        assert!(matches!(&request.failure[0].request, Some(Request::RequestRange(r)) if r.range_end == "c0"));
+    }
+}

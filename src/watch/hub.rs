@@ -1,0 +1,362 @@
+//! The task that owns the one stream of all of a client's watches.
+//!
+//! It starts with the first watcher and ends with the last one. It waits for nothing but its inputs: what it sends
+//! goes into a queue without bound, which holds creates and cancels only, and what it receives goes into mailboxes
+//! that never block.
+
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::mailbox::Mailbox;
+use super::pulse::{Beat, Pulse};
+use super::table::{RPC, Table, Turn};
+use super::{Watch, Watcher};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::pb::etcdserverpb as pb;
+use crate::transport::channel::Route;
+use crate::transport::retry::{Backoff, avoids_member, may_pass};
+use crate::transport::{Transport, classify};
+
+/// All watches of a client. A clone is another handle on the same.
+#[derive(Clone)]
+pub(crate) struct Hub(Arc<Shared>);
+
+struct Shared {
+    transport: Transport,
+    runtime: Handle,
+    watchers: AtomicU64,
+    slot: Mutex<Slot>,
+}
+
+/// How to reach the task, while there is one.
+#[derive(Default)]
+struct Slot {
+    commands: Option<UnboundedSender<Command>>,
+    /// The last watch id that a task before used.
+    last_id: i64,
+}
+
+/// What watchers have to say.
+pub(super) enum Command {
+    Watch { id: u64, watch: Watch, mailbox: Arc<Mailbox> },
+    Drained(u64),
+    Drop(u64),
+}
+
+impl Hub {
+    pub(crate) fn new(transport: Transport, runtime: Handle) -> Self {
+        let shared =
+            Shared { transport, runtime, watchers: AtomicU64::new(0), slot: Mutex::new(Slot::default()) };
+        Self(Arc::new(shared))
+    }
+
+    /// Starts a watch. Sends nothing itself and never blocks; may be called from `Drop`, and outside the runtime.
+    pub(crate) fn watch(&self, watch: Watch) -> Watcher {
+        let id = self.0.watchers.fetch_add(1, Ordering::Relaxed);
+        let mailbox = Arc::new(Mailbox::new(watch.targets.len(), watch.buffer));
+        if let Err(error) = watch.check() {
+            mailbox.end(&Arc::new(error));
+            return Watcher { mailbox, commands: None, id, done: false };
+        }
+        let commands = self.tell(Command::Watch { id, watch, mailbox: mailbox.clone() });
+        Watcher { mailbox, commands: Some(commands), id, done: false }
+    }
+
+    /// Hands a command to the task, and starts it where there is none.
+    fn tell(&self, command: Command) -> UnboundedSender<Command> {
+        let mut slot = self.0.slot();
+        let command = match &slot.commands {
+            Some(commands) => match commands.send(command) {
+                Ok(()) => return commands.clone(),
+                Err(SendError(command)) => command,
+            },
+            None => command,
+        };
+        let (sender, receiver) = unbounded_channel();
+        // The receiver is at hand, so it takes this.
+        let _ = sender.send(command);
+        slot.commands = Some(sender.clone());
+        let task = Task::new(self.0.clone(), receiver, slot.last_id);
+        // A runtime that has shut down drops the task at once, and the task then wants the lock.
+        drop(slot);
+        drop(self.0.runtime.spawn(task.run()));
+        sender
+    }
+}
+
+impl Shared {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task.
+struct Task {
+    shared: Arc<Shared>,
+    commands: UnboundedReceiver<Command>,
+    table: Table,
+    line: Line,
+    pulse: Pulse,
+    backoff: Backoff,
+    /// Since when the stream has failed, and nothing else, in ways that do not pass by themselves.
+    failing: Option<Instant>,
+}
+
+/// The stream, of which there is one at a time.
+enum Line {
+    /// None, until then.
+    Down(Instant),
+    Opening(Requests, Opening),
+    Open(Requests, Box<Streaming<pb::WatchResponse>>),
+}
+
+/// The way out, and where it leads.
+struct Requests {
+    queue: UnboundedSender<pb::WatchRequest>,
+    route: Route,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Streaming<pb::WatchResponse>>> + Send>>;
+
+/// What a line brings.
+enum Heard {
+    Opened(Result<Streaming<pb::WatchResponse>>),
+    Message(Result<Option<pb::WatchResponse>, Status>),
+}
+
+impl Task {
+    fn new(shared: Arc<Shared>, commands: UnboundedReceiver<Command>, last_id: i64) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            commands,
+            table: Table::new(last_id),
+            line: Line::Down(now),
+            pulse: Pulse::new(now.into_std()),
+            backoff: Backoff::default(),
+            failing: None,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut timer = pin!(sleep_until(Instant::now()));
+        loop {
+            self.flush();
+            if self.retires() {
+                return;
+            }
+            let due = self.due();
+            // Only ever set earlier here: what is due later is seen when the timer fires, not at every message.
+            if due < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(due);
+            }
+            // The order is fixed so that a run repeats; none starves the others, since the timer is seldom due
+            // and commands are taken between any two messages.
+            tokio::select! {
+                biased;
+                () = &mut timer => self.tick(),
+                heard = self.line.hear() => self.heard(heard),
+                Some(command) = self.commands.recv() => self.command(command),
+            }
+            for _ in 0..COMMANDS_PER_MESSAGE {
+                let Ok(command) = self.commands.try_recv() else { break };
+                self.command(command);
+            }
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Watch { id, watch, mailbox } => self.table.add(id, watch, mailbox),
+            Command::Drained(id) => self.table.drained(id),
+            Command::Drop(id) => self.table.remove(id),
+        }
+    }
+
+    /// True when no watcher is left, nor comes: commands are sent under the lock that is held here.
+    fn retires(&mut self) -> bool {
+        if !self.table.is_empty() {
+            return false;
+        }
+        let shared = self.shared.clone();
+        let mut slot = shared.slot();
+        while let Ok(command) = self.commands.try_recv() {
+            self.command(command);
+        }
+        if self.table.is_empty() {
+            *slot = Slot { commands: None, last_id: self.table.last_id() };
+        }
+        self.table.is_empty()
+    }
+
+    /// Sends what is to be sent.
+    fn flush(&mut self) {
+        let (Line::Opening(requests, _) | Line::Open(requests, _)) = &self.line else { return };
+        for request in self.table.outbox() {
+            // Where nobody reads any more, the answers end too.
+            let _ = requests.queue.send(request);
+        }
+        if self.table.is_asking() {
+            self.pulse.asked(Instant::now().into_std());
+        }
+    }
+
+    /// When something is to be done, though nothing comes.
+    fn due(&self) -> Instant {
+        match &self.line {
+            Line::Down(until) => *until,
+            Line::Opening(..) | Line::Open(..) => self.pulse.due().into(),
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        match &self.line {
+            Line::Down(until) if now >= *until => self.open(),
+            Line::Down(_) => {}
+            Line::Opening(..) | Line::Open(..) => match self.pulse.beat(now.into_std()) {
+                Beat::Well => {}
+                Beat::Ask => self.table.probe(),
+                Beat::Dead => {
+                    self.broken(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(RPC));
+                }
+            },
+        }
+    }
+
+    fn open(&mut self) {
+        let (queue, requests) = unbounded_channel();
+        let route = Route::default();
+        let transport = self.shared.transport.clone();
+        let to = route.clone();
+        let opening = async move { transport.open_watch(UnboundedReceiverStream::new(requests), to).await };
+        self.line = Line::Opening(Requests { queue, route }, Box::pin(opening));
+        self.pulse = Pulse::new(Instant::now().into_std());
+        self.table.opened();
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Opened(Ok(stream)) => {
+                let line = std::mem::replace(&mut self.line, Line::Down(Instant::now()));
+                if let Line::Opening(requests, _) = line {
+                    self.line = Line::Open(requests, Box::new(stream));
+                }
+            }
+            Heard::Opened(Err(error)) => self.broken(error),
+            Heard::Message(Ok(Some(response))) => self.response(response),
+            Heard::Message(Ok(None)) => {
+                self.broken(Error::new(ErrorKind::Disconnected, Outcome::NotApplied).at(RPC));
+            }
+            Heard::Message(Err(status)) => {
+                let error = self.shared.transport.stream_error(RPC, status);
+                self.broken(error);
+            }
+        }
+    }
+
+    fn response(&mut self, response: pb::WatchResponse) {
+        let now = Instant::now().into_std();
+        let transport = &self.shared.transport;
+        let response = transport.watched(response);
+        let judge = |reason: &str| judge(transport, reason);
+        match self.table.respond(response, &judge) {
+            Turn::Heard => self.pulse.heard(now),
+            Turn::Refused => self.pulse.answered(now, self.table.is_asking()),
+            Turn::Acknowledged => {
+                self.pulse.answered(now, self.table.is_asking());
+                self.backoff.reset();
+                self.failing = None;
+            }
+            Turn::Reopen => self.down(),
+            Turn::Broken(error) => self.broken(error),
+        }
+    }
+
+    /// The stream broke, or could not be opened.
+    fn broken(&mut self, error: Error) {
+        let now = Instant::now();
+        tracing::debug!(%error, "the watch stream broke");
+        if let Line::Opening(requests, _) | Line::Open(requests, _) = &self.line {
+            steer(&requests.route, error.kind());
+        }
+        self.down();
+        let error = Arc::new(error.with_outcome(Outcome::NotApplied));
+        if *error.kind() == ErrorKind::NoLeader {
+            self.table.end_leaderless(&error);
+        }
+        if may_pass(error.kind()) {
+            self.failing = None;
+            return;
+        }
+        // What does not pass by itself still has the time of a request: servers may be in the midst of a change.
+        let failing = *self.failing.get_or_insert(now);
+        if now - failing >= self.shared.transport.limits().request_timeout {
+            self.table.end_all(&error);
+        }
+    }
+
+    /// Closes the stream, to open another after a pause.
+    fn down(&mut self) {
+        self.table.closed();
+        self.line = Line::Down(Instant::now() + self.backoff.next());
+    }
+}
+
+impl Line {
+    /// Waits for what comes. Nothing is lost when the future is dropped.
+    async fn hear(&mut self) -> Heard {
+        match self {
+            Self::Down(_) => pending().await,
+            Self::Opening(_, opening) => Heard::Opened(opening.await),
+            Self::Open(_, stream) => Heard::Message(stream.message().await),
+        }
+    }
+}
+
+/// The task ended, with its last watcher or with its runtime: nobody is left waiting.
+impl Drop for Task {
+    fn drop(&mut self) {
+        {
+            let mut slot = self.shared.slot();
+            self.commands.close();
+            if slot.commands.as_ref().is_some_and(UnboundedSender::is_closed) {
+                *slot = Slot { commands: None, last_id: self.table.last_id() };
+            }
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.command(command);
+        }
+        self.table.end_all(&Arc::new(LostReason::Closed.into()));
+    }
+}
+
+/// The error that a reason to cancel is, and whether another token may mend it.
+fn judge(transport: &Transport, reason: &str) -> (Error, bool) {
+    let error = classify::cancel_reason(reason);
+    let mends = transport.note_auth(&error);
+    (error, mends)
+}
+
+/// Leads the next stream elsewhere, where this route's end is to blame.
+fn steer(route: &Route, kind: &ErrorKind) {
+    match kind {
+        ErrorKind::Timeout => route.avoid(),
+        kind if avoids_member(kind) => route.avoid_member(),
+        _ => {}
+    }
+}
+
+const COMMANDS_PER_MESSAGE: usize = 64;
+
+#[cfg(test)]
+mod tests;

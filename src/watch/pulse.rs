@@ -1,0 +1,128 @@
+//! Whether a silent stream is dead.
+//!
+//! Between two servers that lost each other no packet says so. A stream on which nothing comes is asked something
+//! that is always answered: a watch is created and cancelled. Not a report of progress: a single slow watch on the
+//! stream holds those back (etcd#20242).
+
+use std::time::{Duration, Instant};
+
+/// When the stream was last heard, and since when an answer is due.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    heard: Instant,
+    /// Since when the oldest unanswered create is the next to be answered.
+    waiting: Option<Instant>,
+}
+
+/// What to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Beat {
+    /// Nothing.
+    Well,
+    /// Ask something.
+    Ask,
+    /// Open another stream.
+    Dead,
+}
+
+impl Pulse {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { heard: now, waiting: None }
+    }
+
+    /// Something that will be answered was sent.
+    pub(super) fn asked(&mut self, now: Instant) {
+        self.waiting.get_or_insert(now);
+    }
+
+    /// Something came, but no answer.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// An answer came. Others may be due: each has its own time, or a long queue would look like a dead stream.
+    pub(super) fn answered(&mut self, now: Instant, more: bool) {
+        self.heard = now;
+        self.waiting = more.then_some(now);
+    }
+
+    /// When to look again.
+    pub(super) fn due(&self) -> Instant {
+        self.waiting.map_or(self.heard + SILENCE, |waiting| waiting + ANSWER)
+    }
+
+    /// Looks.
+    pub(super) fn beat(&mut self, now: Instant) -> Beat {
+        let due = self.due();
+        if now < due {
+            return Beat::Well;
+        }
+        if self.waiting.is_none() {
+            return Beat::Ask;
+        }
+        if now > due + STALL {
+            // It was this process that stood still: the answer may be here, unread.
+            self.waiting = Some(now);
+            return Beat::Well;
+        }
+        Beat::Dead
+    }
+}
+
+/// How long a stream may be silent before it is asked.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// A look that comes so much too late says that the clock ran on without this task.
+const STALL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn silence_is_asked_and_then_dead() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        assert_eq!(pulse.beat(start + s(9)), Beat::Well);
+        assert_eq!(pulse.beat(start + s(10)), Beat::Ask);
+        pulse.asked(start + s(10));
+        assert_eq!(pulse.due(), start + s(15));
+        assert_eq!(pulse.beat(start + s(15)), Beat::Dead);
+    }
+
+    #[test]
+    fn events_do_not_make_up_for_an_answer() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        pulse.asked(start);
+        pulse.heard(start + s(4));
+        assert_eq!(pulse.beat(start + s(5)), Beat::Dead);
+    }
+
+    #[test]
+    fn a_long_queue_of_answers_is_no_dead_stream() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        for at in 0..60 {
+            pulse.asked(start + s(at));
+            assert_eq!(pulse.beat(start + s(at)), Beat::Well);
+            pulse.answered(start + s(at), true);
+        }
+        pulse.answered(start + s(60), false);
+        assert_eq!(pulse.due(), start + s(70));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_looks_again() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        pulse.asked(start);
+        assert_eq!(pulse.beat(start + s(60)), Beat::Well);
+        assert_eq!(pulse.beat(start + s(65)), Beat::Dead);
+    }
+}

@@ -1,0 +1,355 @@
+//! Every watch of a client, and what the server has of it: requests in, answers in, requests out. No stream, no
+//! clock.
+//!
+//! Watch ids are chosen here and never used again, so that what still comes for a cancelled watch is known by its
+//! id. Creates are answered in the order in which they were sent; a refusal often carries no id, so it is the
+//! oldest unanswered create that was refused.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::cursor::{Cursor, Fault};
+use super::mailbox::Mailbox;
+use super::{Events, Target, Watch};
+use crate::error::{Error, ErrorKind, Outcome};
+use crate::pb::etcdserverpb as pb;
+use pb::watch_create_request::FilterType;
+use pb::watch_request::RequestUnion;
+
+#[derive(Default)]
+pub(super) struct Table {
+    watchers: BTreeMap<u64, Entry>,
+    /// The watches that the server has or is asked for.
+    wire: BTreeMap<i64, Place>,
+    /// Unanswered creates, the oldest first; some of them are no longer wanted.
+    asked: VecDeque<i64>,
+    /// The last watch id given out.
+    last_id: i64,
+    /// There is a stream to write to.
+    open: bool,
+    /// What is to be written to it.
+    outbox: Vec<pb::WatchRequest>,
+}
+
+struct Entry {
+    mailbox: Arc<Mailbox>,
+    rows: Box<[Row]>,
+    needs_leader: bool,
+}
+
+/// One target of one watcher.
+struct Row {
+    target: Target,
+    cursor: Cursor,
+    /// Its id while the server has it or is asked for it.
+    wire: Option<i64>,
+    /// Acknowledged at least once.
+    acknowledged: bool,
+    /// Held back until its watcher has read.
+    parked: bool,
+    /// How often in a row it was refused for its token.
+    refused: u8,
+}
+
+/// Which row of which watcher.
+#[derive(Clone, Copy)]
+struct Place {
+    watcher: u64,
+    target: usize,
+}
+
+/// What an answer meant for the stream.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// Nothing.
+    Heard,
+    /// A create was refused.
+    Refused,
+    /// A create was acknowledged.
+    Acknowledged,
+    /// The stream is of no more use: its token is refused, or it no longer reads.
+    Reopen,
+    /// The server does not answer as it should.
+    Broken(Error),
+}
+
+/// What a reason to cancel means: the error, and whether another token may mend it.
+pub(super) type Judge<'a> = &'a dyn Fn(&str) -> (Error, bool);
+
+impl Table {
+    /// Gives out ids above `last_id`.
+    pub(super) fn new(last_id: i64) -> Self {
+        Self { last_id, ..Self::default() }
+    }
+
+    pub(super) fn last_id(&self) -> i64 {
+        self.last_id
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.watchers.is_empty()
+    }
+
+    /// True while a create is unanswered.
+    pub(super) fn is_asking(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// What is to be sent, in order.
+    pub(super) fn outbox(&mut self) -> Vec<pb::WatchRequest> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    pub(super) fn add(&mut self, id: u64, watch: Watch, mailbox: Arc<Mailbox>) {
+        let row = |target: Target| Row {
+            cursor: Cursor::new(target.from),
+            target,
+            wire: None,
+            acknowledged: false,
+            parked: false,
+            refused: 0,
+        };
+        let rows = watch.targets.into_iter().map(row).collect();
+        self.watchers.insert(id, Entry { mailbox, rows, needs_leader: watch.needs_leader });
+        self.create_missing(id);
+    }
+
+    /// The watcher is gone.
+    pub(super) fn remove(&mut self, id: u64) {
+        self.take(id);
+    }
+
+    /// The watcher has read: what was held back for it goes on.
+    pub(super) fn drained(&mut self, id: u64) {
+        if let Some(entry) = self.watchers.get_mut(&id) {
+            entry.rows.iter_mut().for_each(|row| row.parked = false);
+            self.create_missing(id);
+        }
+    }
+
+    /// A new stream: everything is created again from where it had come to.
+    pub(super) fn opened(&mut self) {
+        self.open = true;
+        let ids: Vec<u64> = self.watchers.keys().copied().collect();
+        for id in ids {
+            self.create_missing(id);
+        }
+        if self.asked.is_empty() {
+            // Servers send nothing at all on a stream, not even its head, before they are asked something.
+            self.probe();
+        }
+    }
+
+    /// The stream is gone, and every watch with it.
+    pub(super) fn closed(&mut self) {
+        self.open = false;
+        self.outbox.clear();
+        self.asked.clear();
+        for place in std::mem::take(&mut self.wire).into_values() {
+            if let Some(row) = row(&mut self.watchers, place) {
+                row.wire = None;
+                row.cursor.broken();
+            }
+        }
+    }
+
+    /// Asks something that is answered always and does nothing: a watch that is deaf to everything, and its
+    /// cancellation. On a key that is watched anyway, since a refusal makes old servers stop reading.
+    pub(super) fn probe(&mut self) {
+        let Some(row) = self.watchers.values().find_map(|entry| entry.rows.first()) else { return };
+        let deaf = Target { no_put: true, no_delete: true, progress: false, ..row.target.clone() };
+        self.last_id += 1;
+        self.asked.push_back(self.last_id);
+        self.outbox.extend([create(self.last_id, &deaf, 0), cancel(self.last_id)]);
+    }
+
+    /// Ends every watcher that cannot do without a leader.
+    pub(super) fn end_leaderless(&mut self, error: &Arc<Error>) {
+        self.end_where(error, |entry| entry.needs_leader);
+    }
+
+    pub(super) fn end_all(&mut self, error: &Arc<Error>) {
+        self.end_where(error, |_| true);
+    }
+
+    pub(super) fn respond(&mut self, response: pb::WatchResponse, judge: Judge<'_>) -> Turn {
+        let id = response.watch_id;
+        if response.created {
+            return self.answered(response, judge);
+        }
+        if response.canceled {
+            let Some(place) = self.wire.get(&id).copied() else { return Turn::Heard };
+            let error = match response.compact_revision {
+                0 => judge(&response.cancel_reason).0,
+                revision => compacted(revision),
+            };
+            self.forget(id);
+            self.end(place.watcher, &Arc::new(error));
+            return Turn::Heard;
+        }
+        self.deliver(response);
+        Turn::Heard
+    }
+
+    /// A create's answer.
+    fn answered(&mut self, response: pb::WatchResponse, judge: Judge<'_>) -> Turn {
+        let id = response.watch_id;
+        let Some(asked) = self.asked.pop_front() else {
+            return broken("a watch was acknowledged that nobody asked for".into());
+        };
+        if response.canceled {
+            return self.refused(asked, &response, judge);
+        }
+        if id != asked {
+            // Servers before 3.4, and etcd's gRPC proxy, choose ids of their own.
+            return broken(format!("watch {asked} was acknowledged as {id}"));
+        }
+        let Some(place) = self.wire.get(&id).copied() else { return Turn::Acknowledged };
+        let Some(entry) = self.watchers.get_mut(&place.watcher) else { return Turn::Acknowledged };
+        let row = &mut entry.rows[place.target];
+        match row.cursor.created(response.header.as_ref()) {
+            Ok(revision) => {
+                row.refused = 0;
+                if !std::mem::replace(&mut row.acknowledged, true) {
+                    entry.mailbox.acknowledge(revision);
+                }
+            }
+            Err(fault) => self.end(place.watcher, &Arc::new(fault.into())),
+        }
+        Turn::Acknowledged
+    }
+
+    fn refused(&mut self, asked: i64, response: &pb::WatchResponse, judge: Judge<'_>) -> Turn {
+        // The first members of 3.4 refuse by the id asked for, and from then on read no request on that stream
+        // (etcd#11708).
+        let refused = if response.watch_id == asked { Turn::Reopen } else { Turn::Refused };
+        // A probe that is refused, its token having run out, has been answered all the same.
+        let Some(place) = self.forget(asked) else { return refused };
+        let (error, mends) = judge(&response.cancel_reason);
+        if let Some(row) = row(&mut self.watchers, place).filter(|row| mends && row.refused < MOST_REFUSALS) {
+            row.refused += 1;
+            return Turn::Reopen;
+        }
+        self.end(place.watcher, &Arc::new(error));
+        refused
+    }
+
+    /// Events or a report for one watch. What is for all of them, with the id -1, is not for a cursor: old servers
+    /// send it ahead of events.
+    fn deliver(&mut self, response: pb::WatchResponse) {
+        let id = response.watch_id;
+        let Some(place) = self.wire.get(&id).copied() else { return };
+        let Some(entry) = self.watchers.get_mut(&place.watcher) else { return };
+        let row = &mut entry.rows[place.target];
+        let batch = match row.cursor.take(response) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return,
+            Err(fault) => return self.end(place.watcher, &Arc::new(fault.into())),
+        };
+        if batch.events.is_empty() && !row.target.progress {
+            return;
+        }
+        let events = Events { target: place.target, revision: batch.revision, events: batch.events };
+        if entry.mailbox.push(events) {
+            row.parked = true;
+            self.forget(id);
+            self.outbox.push(cancel(id));
+        }
+    }
+
+    /// Creates what the watcher wants and the server has not.
+    fn create_missing(&mut self, watcher: u64) {
+        let Some(entry) = self.watchers.get_mut(&watcher).filter(|_| self.open) else { return };
+        for (target, row) in entry.rows.iter_mut().enumerate() {
+            if row.wire.is_none() && !row.parked {
+                self.last_id += 1;
+                self.outbox.push(create(self.last_id, &row.target, row.cursor.start()));
+                self.asked.push_back(self.last_id);
+                self.wire.insert(self.last_id, Place { watcher, target });
+                row.wire = Some(self.last_id);
+            }
+        }
+    }
+
+    /// Takes a watch off the table of what the server has.
+    fn forget(&mut self, id: i64) -> Option<Place> {
+        let place = self.wire.remove(&id)?;
+        let row = row(&mut self.watchers, place)?;
+        row.wire = None;
+        row.cursor.broken();
+        Some(place)
+    }
+
+    fn end(&mut self, watcher: u64, error: &Arc<Error>) {
+        if let Some(entry) = self.take(watcher) {
+            entry.mailbox.end(error);
+        }
+    }
+
+    fn end_where(&mut self, error: &Arc<Error>, which: impl Fn(&Entry) -> bool) {
+        let ids: Vec<u64> =
+            self.watchers.iter().filter(|(_, entry)| which(entry)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.end(id, error);
+        }
+    }
+
+    /// Takes a watcher out, and cancels what the server has of it.
+    fn take(&mut self, watcher: u64) -> Option<Entry> {
+        let entry = self.watchers.remove(&watcher)?;
+        for id in entry.rows.iter().filter_map(|row| row.wire) {
+            self.wire.remove(&id);
+            self.outbox.push(cancel(id));
+        }
+        Some(entry)
+    }
+}
+
+fn row(watchers: &mut BTreeMap<u64, Entry>, place: Place) -> Option<&mut Row> {
+    watchers.get_mut(&place.watcher)?.rows.get_mut(place.target)
+}
+
+fn create(id: i64, target: &Target, start_revision: i64) -> pb::WatchRequest {
+    let filters = [(target.no_put, FilterType::Noput), (target.no_delete, FilterType::Nodelete)];
+    let create = pb::WatchCreateRequest {
+        key: target.key.clone(),
+        range_end: target.end.clone(),
+        start_revision,
+        // Only where it is asked for: members make the reports one by one on the path of the events, and each costs
+        // them a read transaction. With 20,000 watches on a stream nothing else goes out for seconds.
+        progress_notify: target.progress,
+        filters: filters.into_iter().filter(|(wanted, _)| *wanted).map(|(_, filter)| filter.into()).collect(),
+        prev_kv: target.prev_kv,
+        watch_id: id,
+        fragment: true,
+    };
+    pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+}
+
+fn cancel(watch_id: i64) -> pb::WatchRequest {
+    let cancel = pb::WatchCancelRequest { watch_id };
+    pb::WatchRequest { request_union: Some(RequestUnion::CancelRequest(cancel)) }
+}
+
+fn compacted(revision: i64) -> Error {
+    Error::new(ErrorKind::Compacted { revision }, Outcome::NotApplied).at(RPC)
+}
+
+fn broken(detail: String) -> Turn {
+    Turn::Broken(Error::protocol(detail, Outcome::NotApplied).at(RPC))
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        Self::protocol(fault.to_string(), Outcome::NotApplied).at(RPC)
+    }
+}
+
+pub(super) const RPC: &str = "Watch/Watch";
+/// How often in a row a watch is tried with a new token.
+const MOST_REFUSALS: u8 = 2;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;
