@@ -1,0 +1,242 @@
+//! Opening a session: a lease of our own, or one that exists.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::cleanup::Cleanup;
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::lease::clock::{LONGEST_TTL, LeaseClock};
+use crate::lease::{Lease, SessionState};
+
+/// Sets up a [`Session`]. Made by [`Session::builder`].
+///
+/// ```
+/// # use etcd_concurrency::{Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// use std::time::Duration;
+/// let session = Session::builder(&client).ttl(Duration::from_secs(15)).margin(Duration::from_secs(2)).open().await?;
+/// assert!(session.remaining() <= Duration::from_secs(13));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens before `open`"]
+pub struct SessionBuilder {
+    client: Client,
+    ttl: Duration,
+    or_longer: bool,
+    margin: Option<Duration>,
+    lease: Option<i64>,
+    parent: Option<CancellationToken>,
+}
+
+impl SessionBuilder {
+    pub(super) fn new(client: &Client) -> Self {
+        let client = client.clone();
+        Self { client, ttl: DEFAULT_TTL, or_longer: false, margin: None, lease: None, parent: None }
+    }
+
+    /// How long the session outlives its last keep-alive. Default 60 s; rounded up to whole seconds, as etcd counts
+    /// in those. The server has a minimum (2 s with its default election timeout) and a maximum of 9,000,000,000 s.
+    ///
+    /// A short TTL frees locks sooner after a crash, and loses them sooner when the network hiccups. Go's `WithTTL`.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Takes a longer TTL when the server's minimum is above the one asked for. Without this, `open` refuses it.
+    pub fn or_longer(mut self) -> Self {
+        self.or_longer = true;
+        self
+    }
+
+    /// How long before the server could expire the lease belief in it ends here.
+    ///
+    /// It covers clocks that run at different speeds, and the time between the check and the act. Default: a twentieth
+    /// of the TTL, at least 100 ms and at most 3 s. At most half of the TTL is used.
+    pub fn margin(mut self, margin: Duration) -> Self {
+        self.margin = Some(margin);
+        self
+    }
+
+    /// Adopts a lease that exists instead of granting one: after a restart, or one that was
+    /// [orphaned](Session::orphan). Its TTL is the one it was granted with. Go's `WithLease`.
+    ///
+    /// The session owns the lease: closing or dropping it revokes the lease. Sessions of one client on one lease queue
+    /// for a name like tasks on one session; two *processes* on one lease do not exclude each other.
+    pub fn lease(mut self, id: i64) -> Self {
+        self.lease = Some(id);
+        self
+    }
+
+    /// Closes the session when this token is cancelled. Go's `WithContext`.
+    pub fn parent(mut self, token: CancellationToken) -> Self {
+        self.parent = Some(token);
+        self
+    }
+
+    /// Opens the session: one RPC.
+    ///
+    /// The lease's id is chosen here, so a grant whose answer was lost is found again instead of granted twice.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
+    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist; whatever
+    /// keeps the request from being answered until the client's request timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no lease behind: a grant under way is revoked in the background.
+    pub async fn open(self) -> Result<Session> {
+        if self.ttl.is_zero() {
+            return Err(Error::invalid("ttl", "it is zero"));
+        }
+        let seconds = self.ttl.as_secs().saturating_add(u64::from(self.ttl.subsec_nanos() > 0));
+        if seconds > LONGEST_TTL {
+            return Err(Error::invalid("ttl", format!("{seconds} s are more than etcd's {LONGEST_TTL}")));
+        }
+        if let Some(parent) = &self.parent
+            && parent.is_cancelled()
+        {
+            return Err(LostReason::Closed.into());
+        }
+        let parent = self.parent.clone();
+        let session = match self.lease {
+            None => self.grant(seconds).await?,
+            Some(id) => self.adopt(id).await?,
+        };
+        if let Some(parent) = parent {
+            close_with(parent, &session);
+        }
+        Ok(session)
+    }
+
+    async fn grant(self, seconds: u64) -> Result<Session> {
+        let (or_longer, cleanup) = (self.or_longer, Cleanup::new(self.client.runtime().clone()));
+        // What was granted is a session before anybody can drop it, so that dropping it revokes it.
+        let (session, granted) = cleanup.finish(self.grant_lease(seconds)).await?;
+        if granted > seconds && !or_longer {
+            drop(session);
+            let why = format!("{seconds} s are less than the server's minimum of {granted} s");
+            return Err(Error::invalid("ttl", why));
+        }
+        tracing::debug!(lease = format_args!("{:x}", session.lease()), ttl = granted, "session open");
+        Ok(session)
+    }
+
+    async fn grant_lease(self, seconds: u64) -> Result<(Session, u64)> {
+        let transport = self.client.transport();
+        let asked = i64::try_from(seconds).unwrap_or(i64::MAX);
+        for _ in 0..IDS {
+            let id = fastrand::i64(1..=i64::MAX);
+            let sent = self.client.leases().time().now();
+            let granted = match transport.lease_grant(id, asked).await {
+                Ok(answer) if answer.value.id != id => {
+                    let detail = format!("lease {:x} was granted for {id:x}", answer.value.id);
+                    return Err(Error::protocol(detail, Outcome::Unknown).at("Lease/LeaseGrant"));
+                }
+                Ok(answer) => answer.value.ttl,
+                // Nobody else chose our 63 random bits: an earlier attempt of this very grant was applied.
+                Err(error)
+                    if *error.kind() == ErrorKind::LeaseExists && error.outcome() != Outcome::NotApplied =>
+                {
+                    transport.lease_time_to_live(id, false).await?.value.granted_ttl
+                }
+                // Somebody else did, or the same generator state runs twice: choose again.
+                Err(error) if *error.kind() == ErrorKind::LeaseExists => continue,
+                Err(error) => {
+                    if error.outcome() == Outcome::Unknown {
+                        let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
+                        self.client.runtime().spawn(settle);
+                    }
+                    return Err(error);
+                }
+            };
+            let Ok(granted @ 1..) = u64::try_from(granted) else {
+                return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
+            };
+            let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
+            let lease = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.margin));
+            let session = Session::new(self.client.clone(), lease);
+            // The answer may have taken longer than the lease lives.
+            session.check()?;
+            return Ok((session, granted));
+        }
+        Err(Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant"))
+    }
+
+    /// Nothing is known of the lease until a keep-alive is answered: that is waited for.
+    async fn adopt(self, id: i64) -> Result<Session> {
+        let leases = self.client.leases();
+        let patience = self.client.transport().limits().request_timeout;
+        let now = leases.time().now();
+        let adopted = Adopting(leases.keep(id, LeaseClock::unproven(now, patience, self.margin)));
+        let mut state = adopted.0.state();
+        // The sender lives in the lease that is held here.
+        let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
+        match adopted.0.lost_reason() {
+            None => Ok(Session::new(self.client.clone(), adopted.0.clone())),
+            Some(LostReason::LeaseGone | LostReason::Revoked) => {
+                Err(Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
+            }
+            Some(LostReason::Expired) => {
+                Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
+            }
+            Some(reason) => Err(reason.into()),
+        }
+    }
+}
+
+/// A lease on its way to a session: if it does not get there, it is left as it was found.
+struct Adopting(Arc<Lease>);
+
+impl Drop for Adopting {
+    fn drop(&mut self) {
+        if !self.0.has_sessions() {
+            self.0.lose(LostReason::Orphaned);
+        }
+    }
+}
+
+/// Revokes a lease, again and again until it is gone, or its TTL has passed and it has ended by itself.
+pub(super) async fn revoke(client: Client, id: i64, ttl: Duration) {
+    let end = Instant::now() + ttl.min(LONGEST_REVOKE);
+    let mut backoff = crate::transport::retry::Backoff::default();
+    while let Err(error) = client.transport().lease_revoke(id).await {
+        tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
+        let pause = backoff.next();
+        if !crate::transport::retry::may_pass(error.kind()) || Instant::now() + pause > end {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Closes the session when the token is cancelled; does not keep it open.
+fn close_with(parent: CancellationToken, session: &Session) {
+    let (lease, weak) = (session.lease_handle().clone(), Arc::downgrade(&session.inner));
+    session.client().runtime().spawn(async move {
+        tokio::select! {
+            biased;
+            _ = lease.lost() => return,
+            () = parent.cancelled() => {}
+        }
+        lease.lose(LostReason::Closed);
+        if let Some(inner) = weak.upgrade()
+            && let Err(error) = (Session { inner }).close().await
+        {
+            tracing::debug!(%error, "closing with the parent failed: the lease's TTL will end it");
+        }
+    });
+}
+
+/// How many lease ids are tried. One of 63 random bits is taken by nobody, unless the server says so of all.
+const IDS: usize = 4;
+const DEFAULT_TTL: Duration = Duration::from_secs(60);
+/// A lease that lives for years is not revoked for years.
+const LONGEST_REVOKE: Duration = Duration::from_secs(600);

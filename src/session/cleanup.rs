@@ -1,0 +1,105 @@
+//! What must be finished, whoever stops waiting for it.
+//!
+//! A future that is dropped while its request is under way leaves a question: was it applied? Work that is wrapped by
+//! [`Cleanup::finish`] moves to a background task instead and reads its answer there; what the answer brought (a key, a
+//! lease) is dropped there, and cleans up after itself as it would anywhere.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+/// The background tasks of one session.
+#[derive(Clone)]
+pub(crate) struct Cleanup {
+    runtime: Handle,
+    tasks: TaskTracker,
+}
+
+impl Cleanup {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self { runtime, tasks: TaskTracker::new() }
+    }
+
+    /// Runs work in the background. After the runtime's end it is dropped: its leases will expire.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(work, &self.runtime);
+    }
+
+    /// Runs work that goes on in the background when the returned future is dropped before its end.
+    pub(crate) fn finish<T, F>(&self, work: F) -> Finish<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        Finish { work: Some(Box::pin(work)), cleanup: self.clone() }
+    }
+
+    /// Waits until all work in the background has ended.
+    pub(crate) async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.tasks.reopen();
+    }
+}
+
+/// See [`Cleanup::finish`].
+pub(crate) struct Finish<T: Send + 'static> {
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    cleanup: Cleanup,
+}
+
+impl<T: Send + 'static> Future for Finish<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        let done = std::task::ready!(work.as_mut().poll(context));
+        self.work = None;
+        Poll::Ready(done)
+    }
+}
+
+impl<T: Send + 'static> Drop for Finish<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            self.cleanup.spawn(async move { drop(work.await) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_ends_all_the_same() {
+        let cleanup = Cleanup::new(Handle::current());
+        let (go, gone) = oneshot::channel::<()>();
+        let (done, finished) = oneshot::channel();
+        let mut work = cleanup.finish(async move {
+            gone.await.unwrap();
+            done.send(()).unwrap();
+        });
+        tokio::select! {
+            biased;
+            () = &mut work => panic!("it waits"),
+            () = std::future::ready(()) => {}
+        }
+        drop(work);
+        go.send(()).unwrap();
+        finished.await.unwrap();
+        cleanup.drained().await;
+    }
+
+    #[tokio::test]
+    async fn work_that_was_never_polled_is_done_too() {
+        let cleanup = Cleanup::new(Handle::current());
+        let (done, finished) = oneshot::channel();
+        drop(cleanup.finish(async move { done.send(()).unwrap() }));
+        finished.await.unwrap();
+    }
+}
