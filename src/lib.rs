@@ -1,4 +1,49 @@
-//! Sessions, fenced locks, elections and transactional memory on etcd v3.
+//! Sessions and fenced locks on etcd v3: the job of Go's `clientv3/concurrency`, at the level of the protocol.
+//!
+//! A [`Client`] speaks etcd's own gRPC, over connections of its own or over any tower service. A [`Session`] is a
+//! lease that is kept alive, and believed in no longer than the server keeps it. A [`Mutex`] is a lock that is taken
+//! with a session; its [`MutexGuard`] has a fencing token, and transactions that the server refuses once the lock is
+//! lost.
+//!
+//! ```
+//! use etcd_concurrency::{Mutex, Op, Session};
+//! # use etcd_concurrency::fake::FakeEtcd;
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+//! # let client = FakeEtcd::start().client();
+//! // let client = Client::connect("http://127.0.0.1:2379").await?;
+//! let session = Session::builder(&client).ttl(Duration::from_secs(10)).open().await?;
+//! let guard = Mutex::new(&session, "jobs/nightly")?.lock().await?;
+//! guard.txn().success(Op::put("jobs/nightly/owner", "worker-7")).commit().await?;
+//! guard.unlock().await?;
+//! session.close().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Which part do I need?
+//! | I want to | use |
+//! |---|---|
+//! | be the only one who does something | [`Mutex::lock`], and inside it [`MutexGuard::run`] |
+//! | try, and go on if another does it | [`Mutex::try_lock`] |
+//! | write to etcd only while I hold the lock | [`MutexGuard::txn`] |
+//! | write elsewhere only while I hold the lock | [`MutexGuard::token`], checked by who is written to |
+//! | know when I lost it, and why | [`MutexGuard::lost`], [`LostReason`] |
+//! | have keys that go when I do | [`Session::lease`] |
+//! | know whether a failed write was applied | [`Error::outcome`] |
+//! | follow keys | [`Client::watch`] |
+//! | anything else that etcd can do | [`Client::kv_client`] and its sisters |
+//! | test what happens when a lock is lost | the feature `fake` |
+//!
+//! # Servers
+//! Tested against etcd 3.4 to 3.7. Prefer a release with the known faults of leases and watches mended: 3.4.38,
+//! 3.5.23, 3.6.5 or later.
+//!
+//! # Features
+//! - `fake`: a fake etcd that speaks the real protocol, for tests.
+//! - `tls`: TLS with rustls and ring; needs a C compiler.
+//!
+//! Without features the crate needs neither protoc nor a C compiler.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -7,12 +52,15 @@ mod error;
 #[cfg(feature = "fake")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fake")))]
 pub mod fake;
+mod fence;
 mod key;
 mod lease;
+mod mutex;
 pub mod pb;
 mod session;
 mod transport;
 mod txn;
+mod waitlist;
 mod watch;
 
 #[cfg(feature = "tls")]
@@ -20,7 +68,9 @@ mod watch;
 pub use client::TlsOptions;
 pub use client::{Client, ClientBuilder, IntoEndpoints};
 pub use error::{Error, ErrorKind, LostReason, Outcome, Result};
+pub use fence::FencedTxn;
 pub use lease::SessionState;
+pub use mutex::{Mutex, MutexGuard};
 pub use session::{Session, SessionBuilder};
 pub use transport::RawService;
 pub use transport::raw::{AuthClient, ClusterClient, KvClient, LeaseClient, MaintenanceClient, WatchClient};

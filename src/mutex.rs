@@ -1,0 +1,235 @@
+//! A fenced lock.
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::error::{LostReason, Result};
+use crate::fence::FencedTxn;
+use crate::pb::etcdserverpb::ResponseHeader;
+use crate::session::Session;
+use crate::txn::Compare;
+use crate::waitlist::{Place, Waitlist};
+use tokio_util::sync::CancellationToken;
+
+/// A lock on a name, held by one session at a time, granted in the order of asking. Go's `concurrency.Mutex`.
+///
+/// The key layout is Go's (`{name}/{lease in lower-case hex}`), so Go's clients, `etcdctl lock` and this crate exclude
+/// each other on one name. Any number of tasks may lock one name through one session: they queue in the process, and
+/// only the first of them goes to the server.
+///
+/// # What a lock can promise
+/// A lease alone cannot exclude: a holder that was paused for longer than its TTL does not know, for a moment, that
+/// another one holds the lock. So write to etcd through [`MutexGuard::txn`], which the server refuses once the guard's
+/// key is gone; hand [`MutexGuard::token`] to whatever else you write to, and have it refuse smaller ones; and stop
+/// when [`MutexGuard::lost`] resolves, or work inside [`MutexGuard::run`].
+///
+/// ```
+/// # use etcd_concurrency::{Mutex, Op, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let mutex = Mutex::new(&session, "jobs/nightly")?;
+/// let guard = mutex.lock().await?;
+/// guard.txn().success(Op::put("jobs/nightly-owner", "me")).commit().await?;
+/// guard.unlock().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Mutex {
+    list: Waitlist,
+}
+
+impl Mutex {
+    /// The lock of this name. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for an empty name.
+    pub fn new(session: &Session, name: impl AsRef<[u8]>) -> Result<Self> {
+        Ok(Self { list: Waitlist::new(session, name.as_ref())? })
+    }
+
+    /// The session that the lock is taken with.
+    pub fn session(&self) -> &Session {
+        self.list.session()
+    }
+
+    /// Waits for the lock, and takes it. Use [`tokio::time::timeout`] for a limit.
+    ///
+    /// Uncontended: one RPC. Waiting makes none, except for a look at the predecessor's key every one to two minutes;
+    /// when the turn comes, none for the direct successor of the holder, one for others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or the waiting key was deleted by
+    /// somebody. Whatever keeps the server from answering until the client's request timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future at any point gives up the place in the queue and leaves no key, watch or task behind: what
+    /// is under way is settled in the background. The place in the queue is lost.
+    pub async fn lock(&self) -> Result<MutexGuard> {
+        Ok(MutexGuard { place: self.list.enter(Bytes::new()).await? })
+    }
+
+    /// Takes the lock if nobody holds it or waits for it: one RPC, and none where a task of this process has it. Leaves
+    /// nothing behind when it fails.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) where somebody does; else as [`lock`](Self::lock).
+    ///
+    /// # Cancel safety
+    /// As [`lock`](Self::lock).
+    pub async fn try_lock(&self) -> Result<MutexGuard> {
+        Ok(MutexGuard { place: self.list.try_enter(Bytes::new()).await? })
+    }
+}
+
+/// A lock that is held. Owned and `'static`: it may move to another task. Go's `Locker` has no counterpart of its own:
+/// the guard is the locker.
+///
+/// Dropping it releases the lock in the background; [`unlock`](Self::unlock) waits for that and tells of failure. The
+/// release is repeated in the background until it is settled or the session is lost.
+///
+/// ```
+/// # use etcd_concurrency::{Mutex, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let guard = Mutex::new(&session, "report")?.lock().await?;
+/// let token = guard.token();
+/// let done = guard.run(async { format!("stored with fencing token {token}") }).await?;
+/// assert!(done.ends_with(&token.to_string()));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping the guard releases the lock"]
+pub struct MutexGuard {
+    place: Place,
+}
+
+impl MutexGuard {
+    /// The fencing token: the create_revision of the guard's key. Each holder's is greater than all before it.
+    ///
+    /// Send it along with every write outside of etcd; whoever keeps the greatest token seen, and refuses smaller ones,
+    /// cannot be written to by a holder of the past.
+    pub fn token(&self) -> i64 {
+        self.place.fence().create_revision
+    }
+
+    /// The session that the lock is held with.
+    pub fn session(&self) -> &Session {
+        &self.place.fence().session
+    }
+
+    /// The guard's key.
+    pub fn key(&self) -> &Bytes {
+        &self.place.fence().key
+    }
+
+    /// The header of the answer that proved the lock to be ours. Go's `Header`.
+    pub fn header(&self) -> &ResponseHeader {
+        self.place.header()
+    }
+
+    /// A compare that holds only while this guard's key, of its create_revision, exists: for transactions of your own.
+    /// Go's `IsOwner`. [`txn`](Self::txn) adds it by itself.
+    pub fn is_owner(&self) -> Compare {
+        self.place.fence().compare()
+    }
+
+    /// A transaction that the server commits only while this guard's key exists.
+    pub fn txn(&self) -> FencedTxn<'_> {
+        FencedTxn::new(self.place.fence())
+    }
+
+    /// True while the session is valid and the key not known to be gone. Reads the clock, not the network.
+    pub fn is_valid(&self) -> bool {
+        self.place.fence().lost_reason().is_none()
+    }
+
+    /// Resolves once the lock is lost, with the reason: the session's end, or the deletion of the key by somebody.
+    ///
+    /// The first call starts a watch on the key, which lasts as long as the future.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn lost(&self) -> LostReason {
+        self.place.fence().lost().await
+    }
+
+    /// Runs work until it ends or the lock is lost, whichever is first, then releases the lock. On a loss the work is
+    /// dropped, wherever it waits: it must not have handed on what it does to other tasks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) with the reason, if the lock was lost before the work ended; or
+    /// before the release, in which case the work had ended but may have outlived the lock. A release that fails
+    /// otherwise goes on in the background, and the work's value is returned.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the work and releases the lock in the background.
+    pub async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
+        // In a block of its own, so that the work is gone before the reason is asked for.
+        let done = async {
+            tokio::select! {
+                biased;
+                () = self.place.fence().ended() => None,
+                done = work => Some(done),
+            }
+        };
+        match done.await {
+            Some(done) => self.finish(done).await,
+            None => Err(self.lost().await.into()),
+        }
+    }
+
+    /// Runs work that ends by itself when it is told: the token it is given is cancelled when the lock is lost. The
+    /// lock is released after the work has ended, so what the work does last (flush, roll back) is never cut off.
+    ///
+    /// The work is not to write without a fence once the token is cancelled: another may hold the lock by then.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), but always after the work has ended.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn run_cooperative<T, F>(self, work: impl FnOnce(CancellationToken) -> F) -> Result<T>
+    where
+        F: Future<Output = T>,
+    {
+        let told = CancellationToken::new();
+        let work = work(told.clone());
+        tokio::pin!(work);
+        let done = tokio::select! {
+            biased;
+            () = self.place.fence().ended() => {
+                told.cancel();
+                work.await;
+                return Err(self.lost().await.into());
+            }
+            done = &mut work => done,
+        };
+        self.finish(done).await
+    }
+
+    async fn finish<T>(self, done: T) -> Result<T> {
+        match self.unlock().await {
+            Err(error) if error.lost_reason().is_some() => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "the release goes on in the background");
+                Ok(done)
+            }
+            Ok(()) => Ok(done),
+        }
+    }
+
+    /// Releases the lock: one RPC, guarded by the key's create_revision, so that it never deletes another's key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before: others may have held it in the
+    /// meantime. Any other error means that the release goes on in the background.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the release go on in the background.
+    pub async fn unlock(self) -> Result<()> {
+        self.place.release().await
+    }
+}
