@@ -1,0 +1,334 @@
+//! The multi-version store: keys with all their versions, and the events of each revision in order.
+//!
+//! Pure: it knows neither a clock nor tokio. A fresh store is at revision 1 and has never been compacted
+//! (its compaction mark is -1, as etcd's is: this shows in what it answers to negative revisions).
+//! All writes go through [`Write`]; one `Write` makes one revision, or none if it changed nothing.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::hash::{Hasher, KvHash};
+use super::keys::KeyRange;
+use super::refusal::Refusal;
+use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+
+/// All keys, their history since the last compaction, and the events of every revision since then.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    keys: BTreeMap<Bytes, Vec<Version>>,
+    log: VecDeque<Changes>,
+    revision: i64,
+    compacted: i64,
+    /// Taken at the last compactions; a question for one of their revisions is answered from here.
+    hashes: Vec<KvHash>,
+}
+
+/// The events of one revision, in the order in which they were made (their sub-revisions).
+#[derive(Debug, Clone)]
+pub(crate) struct Changes {
+    pub(crate) revision: i64,
+    pub(crate) events: Arc<[Event]>,
+}
+
+/// What a key was from this revision on: a value, or nothing.
+#[derive(Debug, Clone)]
+struct Version {
+    revision: i64,
+    /// Its place among the changes of its revision.
+    sub: usize,
+    kv: Option<KeyValue>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self { keys: BTreeMap::new(), log: VecDeque::new(), revision: 1, compacted: -1, hashes: Vec::new() }
+    }
+
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The oldest revision that can still be read; -1 before the first compaction.
+    pub(crate) fn compacted(&self) -> i64 {
+        self.compacted
+    }
+
+    /// The keys of `range` as they are at `revision` (0 or less: now).
+    pub(crate) fn range<'s>(
+        &'s self,
+        range: &'s KeyRange,
+        revision: i64,
+    ) -> Result<impl Iterator<Item = &'s KeyValue>, Refusal> {
+        let at = self.readable(revision, self.revision)?;
+        Ok(self.range_at(range, at))
+    }
+
+    /// One key as it was at `revision`.
+    pub(crate) fn get(&self, key: &[u8], revision: i64) -> Option<&KeyValue> {
+        let revision = self.readable(revision, self.revision).ok()?;
+        at(self.keys.get(key)?, revision)
+    }
+
+    pub(crate) fn write(&mut self) -> Write<'_> {
+        Write { store: self, events: Vec::new() }
+    }
+
+    /// Forgets what no read at `revision` or later can see.
+    pub(crate) fn compact(&mut self, revision: i64) -> Result<(), Refusal> {
+        if revision <= self.compacted {
+            return Err(Refusal::Compacted);
+        }
+        if revision > self.revision {
+            return Err(Refusal::FutureRevision);
+        }
+        self.keep_hash(revision);
+        self.compacted = revision;
+        self.keys.retain(|_, versions| {
+            let seen = versions.partition_point(|version| version.revision <= revision);
+            let first_kept = match seen.checked_sub(1) {
+                Some(last) if versions[last].kv.is_none() => seen,
+                Some(last) => last,
+                None => 0,
+            };
+            versions.drain(..first_kept);
+            !versions.is_empty()
+        });
+        while self.log.front().is_some_and(|changes| changes.revision < revision) {
+            self.log.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Every revision from `revision` on, with its events.
+    pub(crate) fn changes_from(&self, revision: i64) -> impl Iterator<Item = &Changes> {
+        let first = self.log.partition_point(|changes| changes.revision < revision);
+        self.log.range(first..)
+    }
+
+    /// The hash of all versions up to `revision` (0: now), as members compare them with each other.
+    pub(crate) fn hash(&self, revision: i64) -> Result<KvHash, Refusal> {
+        if let Some(kept) = self.hashes.iter().find(|kept| kept.revision == revision) {
+            return Ok(*kept);
+        }
+        if revision > 0 && revision < self.compacted {
+            return Err(Refusal::Compacted);
+        }
+        if revision > self.revision {
+            return Err(Refusal::FutureRevision);
+        }
+        Ok(self.hash_now(if revision == 0 { self.revision } else { revision }, false))
+    }
+
+    fn keep_hash(&mut self, revision: i64) {
+        self.hashes.push(self.hash_now(revision, true));
+        if self.hashes.len() > HASHES_KEPT {
+            self.hashes.remove(0);
+        }
+    }
+
+    /// Of old versions only those count that `revision` still needs; unless it needs none at all, by a quirk of
+    /// the server's. A compaction also needs the deletions of its own revision.
+    fn hash_now(&self, revision: i64, for_compaction: bool) -> KvHash {
+        let mut versions: Vec<(&Bytes, &Version)> = Vec::new();
+        let mut seen: BTreeSet<(i64, usize)> = BTreeSet::new();
+        for (key, all) in &self.keys {
+            let readable = &all[..all.partition_point(|version| version.revision <= revision)];
+            versions.extend(readable.iter().map(|version| (key, version)));
+            let needed = |last: &&Version| last.kv.is_some() || (for_compaction && last.revision == revision);
+            seen.extend(readable.last().filter(needed).map(|last| (last.revision, last.sub)));
+        }
+        versions.sort_by_key(|(_, version)| (version.revision, version.sub));
+        let mut hash = Hasher::new();
+        for (key, version) in versions {
+            let old = version.revision <= self.compacted;
+            let needless = old && !seen.is_empty() && !seen.contains(&(version.revision, version.sub));
+            let deletion = version.revision == self.compacted && version.kv.is_none();
+            if !(needless || deletion) {
+                hash.version(version.revision, version.sub, key, version.kv.as_ref());
+            }
+        }
+        KvHash { hash: hash.finish(), compacted: self.compacted, revision }
+    }
+
+    /// Refuses what was compacted or is yet to come; else the revision to read at.
+    fn readable(&self, revision: i64, current: i64) -> Result<i64, Refusal> {
+        if revision > current {
+            return Err(Refusal::FutureRevision);
+        }
+        let at = if revision <= 0 { current } else { revision };
+        if at < self.compacted { Err(Refusal::Compacted) } else { Ok(at) }
+    }
+
+    fn range_at<'s>(&'s self, range: &'s KeyRange, revision: i64) -> impl Iterator<Item = &'s KeyValue> {
+        range
+            .bounds()
+            .into_iter()
+            .flat_map(|bounds| self.keys.range::<[u8], _>(bounds))
+            .filter_map(move |(_, versions)| at(versions, revision))
+    }
+}
+
+/// The one transaction that may be writing. Reads through it see its own writes.
+pub(crate) struct Write<'s> {
+    store: &'s mut Store,
+    events: Vec<Event>,
+}
+
+impl Write<'_> {
+    /// The revision that reads see and responses report: the next one once anything was written.
+    pub(crate) fn revision(&self) -> i64 {
+        self.store.revision + i64::from(!self.events.is_empty())
+    }
+
+    /// As [`Store::range`], seeing this transaction's own writes.
+    pub(crate) fn range<'s>(
+        &'s self,
+        range: &'s KeyRange,
+        revision: i64,
+    ) -> Result<impl Iterator<Item = &'s KeyValue>, Refusal> {
+        let at = self.store.readable(revision, self.revision())?;
+        Ok(self.store.range_at(range, at))
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&KeyValue> {
+        at(self.store.keys.get(key)?, self.revision())
+    }
+
+    pub(crate) fn put(&mut self, key: Bytes, value: Bytes, lease: i64) {
+        let revision = self.store.revision + 1;
+        let (create_revision, version) = match self.get(&key) {
+            Some(old) => (old.create_revision, old.version + 1),
+            None => (revision, 1),
+        };
+        let kv = KeyValue { key, create_revision, mod_revision: revision, version, value, lease };
+        self.push(kv.clone(), Some(kv), EventType::Put);
+    }
+
+    /// Whether there was something to delete.
+    pub(crate) fn delete(&mut self, key: &[u8]) -> bool {
+        let Some(old) = self.get(key) else { return false };
+        let kv =
+            KeyValue { key: old.key.clone(), mod_revision: self.store.revision + 1, ..Default::default() };
+        self.push(kv, None, EventType::Delete);
+        true
+    }
+
+    /// Makes it the next revision; `None` when nothing was written.
+    pub(crate) fn commit(self) -> Option<Changes> {
+        if self.events.is_empty() {
+            return None;
+        }
+        self.store.revision += 1;
+        let changes = Changes { revision: self.store.revision, events: self.events.into() };
+        self.store.log.push_back(changes.clone());
+        Some(changes)
+    }
+
+    fn push(&mut self, event: KeyValue, kv: Option<KeyValue>, kind: EventType) {
+        let revision = self.store.revision + 1;
+        let version = Version { revision, sub: self.events.len(), kv };
+        match self.store.keys.get_mut(&event.key) {
+            Some(versions) => versions.push(version),
+            None => drop(self.store.keys.insert(event.key.clone(), vec![version])),
+        }
+        self.events.push(Event { r#type: kind.into(), kv: Some(event), prev_kv: None });
+    }
+}
+
+/// So many hashes of compactions are kept.
+const HASHES_KEPT: usize = 10;
+
+/// The last version that is not after `revision`. Reads are mostly of the newest, so look there first.
+fn at(versions: &[Version], revision: i64) -> Option<&KeyValue> {
+    versions.iter().rev().find(|version| version.revision <= revision)?.kv.as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(store: &mut Store, key: &'static str, value: &'static str) -> i64 {
+        let mut write = store.write();
+        write.put(Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()), 0);
+        write.commit().map_or(0, |changes| changes.revision)
+    }
+
+    fn delete(store: &mut Store, key: &str) -> i64 {
+        let mut write = store.write();
+        write.delete(key.as_bytes());
+        write.commit().map_or(0, |changes| changes.revision)
+    }
+
+    fn values(store: &Store, revision: i64) -> Result<Vec<String>, Refusal> {
+        let all = KeyRange::From(Bytes::from_static(b"\0"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(store.range(&all, revision)?.map(|kv| format!("{}={}", text(&kv.key), text(&kv.value))).collect())
+    }
+
+    #[test]
+    fn each_commit_is_one_revision_and_an_empty_one_is_none() {
+        let mut store = Store::new();
+        assert_eq!(put(&mut store, "a", "1"), 2);
+        assert_eq!(put(&mut store, "a", "2"), 3);
+        assert_eq!(delete(&mut store, "missing"), 0);
+        assert_eq!(store.revision(), 3);
+        let kv = store.get(b"a", 3).cloned().unwrap_or_default();
+        assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (2, 3, 2));
+    }
+
+    #[test]
+    fn a_key_that_comes_back_starts_anew() {
+        let mut store = Store::new();
+        put(&mut store, "a", "1");
+        delete(&mut store, "a");
+        put(&mut store, "a", "2");
+        let kv = store.get(b"a", 4).cloned().unwrap_or_default();
+        assert_eq!((kv.create_revision, kv.version), (4, 1));
+        assert_eq!(values(&store, 2), Ok(vec!["a=1".into()]));
+        assert_eq!(values(&store, 3), Ok(vec![]));
+    }
+
+    #[test]
+    fn writes_of_one_transaction_see_each_other() {
+        let mut store = Store::new();
+        let mut write = store.write();
+        assert_eq!(write.revision(), 1);
+        write.put(Bytes::from_static(b"a"), Bytes::new(), 0);
+        assert_eq!(write.revision(), 2);
+        assert!(write.get(b"a").is_some());
+        assert!(write.delete(b"a"));
+        assert!(write.get(b"a").is_none());
+        assert_eq!(write.commit().map(|changes| changes.events.len()), Some(2));
+        assert_eq!(store.revision(), 2);
+    }
+
+    #[test]
+    fn compaction_keeps_what_is_seen_at_its_revision() {
+        let mut store = Store::new();
+        put(&mut store, "a", "1"); // 2
+        put(&mut store, "a", "2"); // 3
+        put(&mut store, "b", "1"); // 4
+        delete(&mut store, "b"); // 5
+        put(&mut store, "c", "1"); // 6
+        assert_eq!(store.compact(7), Err(Refusal::FutureRevision));
+        assert_eq!(store.compact(5), Ok(()));
+        assert_eq!(store.compact(5), Err(Refusal::Compacted));
+        assert_eq!(values(&store, 4), Err(Refusal::Compacted));
+        assert_eq!(values(&store, 5), Ok(vec!["a=2".into()]));
+        assert_eq!(values(&store, 0), Ok(vec!["a=2".into(), "c=1".into()]));
+        assert_eq!(values(&store, 7), Err(Refusal::FutureRevision));
+        let revisions: Vec<_> = store.changes_from(0).map(|changes| changes.revision).collect();
+        assert_eq!(revisions, [5, 6]);
+    }
+
+    #[test]
+    fn negative_revisions_read_now() {
+        let mut store = Store::new();
+        put(&mut store, "a", "1");
+        assert_eq!(values(&store, -3), Ok(vec!["a=1".into()]));
+        assert_eq!(store.compact(-1), Err(Refusal::Compacted));
+        assert_eq!(store.compact(0), Ok(()));
+    }
+}
