@@ -5,7 +5,8 @@
 //
 // The facts come from the descriptors that the published Go modules register:
 // message and field names, numbers, types, labels, enums and services. Options
-// (gateway routes, swagger, version marks) and comments are not carried over.
+// (gateway routes, swagger, version marks), reserved numbers and comments are
+// not carried over. For another version of etcd: go get it, run, and read the diff.
 package main
 
 import (
@@ -13,9 +14,11 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sort"
 	"strings"
 
@@ -79,6 +82,7 @@ func collect() []protoreflect.FileDescriptor {
 	return files
 }
 
+// typeName is the type as definitions write it, with the full name of what is not a scalar.
 func typeName(f protoreflect.FieldDescriptor) string {
 	switch {
 	case f.Message() != nil:
@@ -90,7 +94,7 @@ func typeName(f protoreflect.FieldDescriptor) string {
 	}
 }
 
-// facts prints what the wire depends on, one line each.
+// facts says what the wire depends on, one line each.
 func facts(f protoreflect.FileDescriptor) []string {
 	var lines []string
 	var enum func(protoreflect.EnumDescriptor)
@@ -166,7 +170,7 @@ func definition(f protoreflect.FileDescriptor) []byte {
 	}
 	if len(imports) > 0 {
 		b.WriteString("\n")
-		for _, path := range sorted(imports) {
+		for _, path := range slices.Sorted(maps.Keys(imports)) {
 			fmt.Fprintf(&b, "import %q;\n", path)
 		}
 	}
@@ -182,15 +186,6 @@ func definition(f protoreflect.FileDescriptor) []byte {
 		message(&b, f.Messages().Get(i), "")
 	}
 	return b.Bytes()
-}
-
-func sorted(set map[string]bool) []string {
-	var all []string
-	for s := range set {
-		all = append(all, s)
-	}
-	sort.Strings(all)
-	return all
 }
 
 func service(b *bytes.Buffer, s protoreflect.ServiceDescriptor) {
@@ -249,8 +244,8 @@ func message(b *bytes.Buffer, m protoreflect.MessageDescriptor, indent string) {
 		if f.IsList() {
 			label = "repeated "
 		}
-		if f.IsMap() {
-			log.Fatalf("%s: maps are not written yet", f.FullName())
+		if f.IsMap() || f.HasOptionalKeyword() {
+			log.Fatalf("%s: maps and optional fields are not written yet", f.FullName())
 		}
 		fmt.Fprintf(b, "%s  %s%s%s %s = %d;\n", indent, pad, label, typeName(f), f.Name(), f.Number())
 	}

@@ -1,0 +1,22 @@
+//! The integration tests, in one binary: it links once.
+//!
+//! `cargo test` runs those that need nothing but Rust; `cargo test --test it -- --ignored` those
+//! that need real servers (`.ci/run servers` builds them) or Go.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that panics has said what it had to say"
+)]
+
+mod connect;
+mod descriptors;
+mod drops;
+mod faults;
+mod harness;
+mod house;
+mod locking;
+mod outages;
+mod pauses;
+mod rivals;
+mod sessions;
+mod support;

@@ -1,0 +1,120 @@
+//! Go's own client as a contender for the same lock: see `tests/go/rival`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use super::poll;
+use super::supervisor::Supervisor;
+
+/// One time that a contender held the lock. Ours writes the same, so that one check reads both.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    /// The create revision of the holder's key.
+    pub(crate) token: i64,
+    pub(crate) key: String,
+    /// Unix nanoseconds.
+    pub(crate) entered: u128,
+    pub(crate) left: u128,
+}
+
+/// What a rival is to do.
+pub(crate) struct Order<'a> {
+    pub(crate) endpoints: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) acquisitions: usize,
+    /// The file that each contender creates anew inside its critical section.
+    pub(crate) scratch: &'a Path,
+}
+
+/// A Go process that takes a lock again and again. Killed when dropped.
+pub(crate) struct Rival {
+    process: Supervisor,
+}
+
+impl Rival {
+    /// Builds the program at its first use, then starts it.
+    pub(crate) fn start(order: Order<'_>) -> Rival {
+        let command = [
+            program().display().to_string(),
+            format!("-endpoints={}", order.endpoints),
+            format!("-name={}", order.name),
+            format!("-n={}", order.acquisitions),
+            format!("-scratch={}", order.scratch.display()),
+        ];
+        Rival { process: Supervisor::start(Supervisor::new_dir("rival"), command) }
+    }
+
+    /// For the verbs: `pause`, `resume`, `kill`.
+    pub(crate) fn process(&self) -> &Supervisor {
+        &self.process
+    }
+
+    /// The times it has held the lock so far.
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let output = self.process.output();
+        // A line without its end is still being written.
+        let lines = output.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        lines.filter_map(|line| line.strip_prefix("held ")).map(parse).collect()
+    }
+
+    /// Waits for its end, fails on an overlap or any other error, and gives what it held.
+    pub(crate) async fn finish(self, within: Duration) -> Vec<Held> {
+        let code = poll::until("the end of the rival", within, async || self.process.exit()).await;
+        assert_ne!(code, 3, "two were inside at once:\n{}", self.process.tail());
+        assert_eq!(code, 0, "the rival failed:\n{}", self.process.tail());
+        self.held()
+    }
+}
+
+/// No two at once, and every holder's token above the one before. Panics with the two culprits.
+pub(crate) fn assert_exclusive(mut held: Vec<Held>) {
+    held.sort_by_key(|held| held.entered);
+    for pair in held.windows(2) {
+        let [first, second] = pair else { unreachable!("windows of two") };
+        assert!(first.left <= second.entered, "overlap: {first:?} and {second:?}");
+        // One session that takes a lock twice makes a new key each time.
+        assert!(first.token < second.token, "tokens do not grow: {first:?}, then {second:?}");
+    }
+}
+
+fn parse(line: &str) -> Held {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [token, key, entered, left] = fields[..] else { panic!("not four fields: {line:?}") };
+    Held {
+        token: token.parse().expect("a revision"),
+        key: key.to_owned(),
+        entered: entered.parse().expect("nanoseconds"),
+        left: left.parse().expect("nanoseconds"),
+    }
+}
+
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = root.join("target/go/rival");
+        let build = Command::new("go")
+            .args(["build", "-o"])
+            .arg(&program)
+            .arg("./rival")
+            .current_dir(root.join("tests/go"))
+            .output()
+            .expect("Go is installed");
+        assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
+        program
+    })
+}
+
+#[test]
+fn lines_are_read_and_judged() {
+    let a = parse("7 lock/1f 100 200\n");
+    assert_eq!(a, Held { token: 7, key: "lock/1f".into(), entered: 100, left: 200 });
+    let b = Held { token: 8, entered: 200, left: 300, ..a.clone() };
+    assert_exclusive(vec![b.clone(), a.clone()]);
+    let overlap = Held { entered: 199, ..b.clone() };
+    assert!(std::panic::catch_unwind(|| assert_exclusive(vec![a.clone(), overlap])).is_err());
+    let stale = Held { token: 7, ..b };
+    assert!(std::panic::catch_unwind(|| assert_exclusive(vec![a, stale])).is_err());
+}
