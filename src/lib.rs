@@ -76,3 +76,8 @@ pub use transport::RawService;
 pub use transport::raw::{AuthClient, ClusterClient, KvClient, LeaseClient, MaintenanceClient, WatchClient};
 pub use txn::{Compare, CompareOn, Op, Txn, TxnReply};
 pub use watch::{Events, Watch, Watcher};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
