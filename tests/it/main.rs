@@ -10,6 +10,7 @@
 
 mod connect;
 mod descriptors;
+mod differential;
 mod drops;
 mod faults;
 mod harness;

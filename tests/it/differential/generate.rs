@@ -1,0 +1,345 @@
+//! Operations drawn from a seed: few keys, few leases, revisions near those that matter.
+
+use bytes::Bytes;
+use etcd_concurrency::pb::etcdserverpb::compare::TargetUnion;
+use etcd_concurrency::pb::etcdserverpb::request_op::Request;
+use etcd_concurrency::pb::etcdserverpb::{
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest,
+    RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+};
+use fastrand::Rng;
+
+use super::op::{Op, STREAMS};
+use crate::support::etcd::Version;
+
+/// How the servers of a sequence are set up, and what is not asked of old ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Profile {
+    pub(super) version: Version,
+    pub(super) max_request_bytes: usize,
+    pub(super) max_txn_ops: usize,
+    /// Values of kilobytes, so that streams and watch responses come in pieces.
+    pub(super) fat: bool,
+}
+
+impl Profile {
+    pub(super) fn of(seed: u64, version: Version) -> Profile {
+        let fat = seed % 4 == 0;
+        let max_request_bytes = if fat { 16 << 10 } else { 3 << 19 };
+        Profile { version, max_request_bytes, max_txn_ops: if seed % 3 == 0 { 128 } else { 6 }, fat }
+    }
+}
+
+/// What is known of the store when an operation is drawn.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    pub(super) revision: i64,
+    pub(super) compacted: i64,
+}
+
+pub(super) struct Generator {
+    rng: Rng,
+    profile: Profile,
+    view: View,
+}
+
+impl Generator {
+    pub(super) fn new(seed: u64, profile: Profile) -> Generator {
+        Generator { rng: Rng::with_seed(seed), profile, view: View { revision: 1, compacted: -1 } }
+    }
+
+    pub(super) fn next(&mut self, view: View) -> Op {
+        self.view = view;
+        match self.rng.u32(0..200) {
+            0..44 => Op::Put(self.put()),
+            44..84 => Op::Range(self.range()),
+            84..94 if self.profile.version == Version::V3_7 => Op::RangeStream(self.range_stream()),
+            84..110 => Op::Delete(self.delete()),
+            110..148 => Op::Txn(self.txn(0)),
+            148..152 => Op::Compact(self.compaction()),
+            152..158 => Op::Grant(self.grant()),
+            158..160 => Op::GrantAndRevoke(self.grant_and_revoke()),
+            160..163 => Op::Revoke(self.lease()),
+            163..168 => Op::TimeToLive(LeaseTimeToLiveRequest { id: self.lease(), keys: self.one_in(2) }),
+            168..170 => Op::Leases,
+            170..173 => Op::KeepAlive((0..self.rng.usize(1..4)).map(|_| self.lease()).collect()),
+            // Its hash is of another make before 3.6.
+            173..177 if self.profile.version >= Version::V3_6 => Op::HashKv(self.revision()),
+            173..188 => Op::Watch(self.stream(), self.watch()),
+            188..192 => Op::Cancel(self.stream(), self.watch_id()),
+            192..199 => Op::Progress(self.stream()),
+            _ => Op::Reopen(self.stream()),
+        }
+    }
+
+    fn one_in(&mut self, n: u32) -> bool {
+        self.rng.u32(0..n) == 0
+    }
+
+    fn stream(&mut self) -> usize {
+        self.rng.usize(0..STREAMS)
+    }
+
+    /// Mostly one of few; more than the ten that fit into the first piece of a streamed range.
+    fn key(&mut self) -> Bytes {
+        match self.rng.u32(0..100) {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"\0"),
+            2 => Bytes::from_static(b"\xff\xff"),
+            3..60 => Bytes::copy_from_slice(&[b'a' + self.rng.u8(0..6)]),
+            60..75 => Bytes::copy_from_slice(&[b'b', b'a' + self.rng.u8(0..4)]),
+            _ => Bytes::copy_from_slice(&[b'k', b'/', b'a' + self.rng.u8(0..20)]),
+        }
+    }
+
+    /// Of `key`: alone, its prefix, all above it, up to another (which may lie below it).
+    fn range_end(&mut self, key: &Bytes) -> Bytes {
+        match self.rng.u32(0..10) {
+            0..3 => Bytes::new(),
+            3..5 => Bytes::from_static(b"\0"),
+            5..7 => {
+                let mut end = key.to_vec();
+                match end.last_mut() {
+                    Some(last) => *last = last.wrapping_add(1),
+                    None => end.push(0),
+                }
+                end.into()
+            }
+            7 => Bytes::from_static(b"z"),
+            _ => self.key(),
+        }
+    }
+
+    /// A range of at most twelve of the keys that are drawn: up to so many, what is equal to a sort stays in the order
+    /// of the keys; above, Go's sort leaves it in an order of its own.
+    fn few_keys(&mut self) -> (Bytes, Bytes) {
+        let ranges: [(&'static [u8], &'static [u8]); 5] =
+            [(b"a", b"c"), (b"c", b"k/"), (b"k/a", b"k/m"), (b"k/m", b"z"), (b"z", b"\0")];
+        let (key, end) = ranges[self.rng.usize(0..ranges.len())];
+        (Bytes::from_static(key), Bytes::from_static(end))
+    }
+
+    fn value(&mut self) -> Bytes {
+        let length = match self.rng.u32(0..200) {
+            // Too large with its key, or nearly.
+            0 => self.profile.max_request_bytes - self.rng.usize(0..40),
+            1..100 if self.profile.fat => self.rng.usize(500..5000),
+            _ => self.rng.usize(0..3),
+        };
+        vec![b'0' + self.rng.u8(0..4); length].into()
+    }
+
+    fn lease(&mut self) -> i64 {
+        *self.rng.choice(&[1, 2, 3, 4, 5, -3, i64::MAX]).unwrap_or(&1)
+    }
+
+    /// Now, in the past, compacted, yet to come, or no revision at all.
+    fn revision(&mut self) -> i64 {
+        let View { revision, compacted } = self.view;
+        match self.rng.u32(0..100) {
+            0..40 => 0,
+            40..80 => self.rng.i64(compacted.max(1)..=revision),
+            80..86 => compacted + self.rng.i64(-1..=1),
+            86..90 => revision + self.rng.i64(-1..=2),
+            90..92 => 1,
+            92..94 => -self.rng.i64(1..4),
+            94..95 => i64::MAX,
+            _ => revision,
+        }
+    }
+
+    fn put(&mut self) -> PutRequest {
+        PutRequest {
+            key: self.key(),
+            value: if self.one_in(8) { Bytes::new() } else { self.value() },
+            lease: if self.one_in(4) { self.lease() } else { 0 },
+            prev_kv: self.one_in(3),
+            ignore_value: self.one_in(12),
+            ignore_lease: self.one_in(12),
+        }
+    }
+
+    fn delete(&mut self) -> DeleteRangeRequest {
+        let key = self.key();
+        // Seldom many at once: an empty store has nothing to tell.
+        let range_end = if self.one_in(4) { self.range_end(&key) } else { Bytes::new() };
+        DeleteRangeRequest { key, range_end, prev_kv: self.one_in(2) }
+    }
+
+    fn range(&mut self) -> RangeRequest {
+        let plain = self.one_in(4);
+        let key = self.key();
+        let range_end = self.range_end(&key);
+        let mut filter = |one_in| if !plain && self.one_in(one_in) { self.revision() } else { 0 };
+        let (min_mod_revision, max_mod_revision) = (filter(6), filter(6));
+        let (min_create_revision, max_create_revision) = (filter(6), filter(6));
+        let sort_target = if plain { 0 } else { self.sort(5) };
+        let (key, range_end) =
+            if sort_target == 0 || range_end.is_empty() { (key, range_end) } else { self.few_keys() };
+        RangeRequest {
+            key,
+            range_end,
+            limit: if self.one_in(3) { self.rng.i64(-1..14) } else { 0 },
+            revision: self.revision(),
+            sort_order: if plain { 0 } else { self.sort(3) },
+            sort_target,
+            serializable: self.one_in(3),
+            keys_only: self.one_in(6),
+            count_only: self.one_in(8),
+            min_mod_revision,
+            max_mod_revision,
+            min_create_revision,
+            max_create_revision,
+        }
+    }
+
+    /// One of so many, or none of them: that is refused, but before 3.6 it could end a server.
+    fn sort(&mut self, choices: i32) -> i32 {
+        let wrong = self.profile.version >= Version::V3_6 && self.one_in(60);
+        if wrong { choices + self.rng.i32(0..2) } else { self.rng.i32(0..choices) }
+    }
+
+    fn range_stream(&mut self) -> RangeRequest {
+        let range = self.range();
+        if self.one_in(4) {
+            return range;
+        }
+        let ascending = self.rng.i32(0..2);
+        let RangeRequest { key, limit, revision, serializable, keys_only, count_only, .. } = range;
+        let (key, range_end) = if self.one_in(2) {
+            (Bytes::from_static(b"\0"), Bytes::from_static(b"\0"))
+        } else {
+            (key, range.range_end)
+        };
+        RangeRequest {
+            key,
+            range_end,
+            limit,
+            revision,
+            serializable,
+            keys_only,
+            count_only,
+            sort_order: ascending,
+            ..Default::default()
+        }
+    }
+
+    fn compare(&mut self) -> Compare {
+        let key = self.key();
+        let range_end = if self.one_in(3) { self.range_end(&key) } else { Bytes::new() };
+        let target = self.rng.i32(0..5);
+        let operand = if self.one_in(20) { self.rng.i32(0..5) } else { target };
+        let target_union = match operand {
+            _ if self.one_in(40) => None,
+            0 => Some(TargetUnion::Version(self.rng.i64(-1..4))),
+            1 => Some(TargetUnion::CreateRevision(self.revision())),
+            2 => Some(TargetUnion::ModRevision(self.revision())),
+            3 => Some(TargetUnion::Value(self.value())),
+            _ => Some(TargetUnion::Lease(if self.one_in(2) { 0 } else { self.lease() })),
+        };
+        let unknown = self.one_in(100);
+        let result = if self.one_in(100) { 7 } else { self.rng.i32(0..4) };
+        Compare { result, target: if unknown { 9 } else { target }, key, range_end, target_union }
+    }
+
+    pub(super) fn txn(&mut self, depth: u32) -> TxnRequest {
+        let compare = (0..self.rng.usize(0..3)).map(|_| self.compare()).collect();
+        let most = if self.one_in(12) { self.profile.max_txn_ops.min(20) + 2 } else { 4 };
+        // Refused ones teach little: keys are kept apart in most transactions.
+        let apart = !self.one_in(4);
+        let (success, failure) = (self.ops(most, depth, apart), self.ops(4, depth, apart));
+        TxnRequest { compare, success, failure }
+    }
+
+    fn ops(&mut self, most: usize, depth: u32, apart: bool) -> Vec<RequestOp> {
+        let mut written = Vec::new();
+        let mut ops = Vec::new();
+        for _ in 0..self.rng.usize(0..most) {
+            let request = match self.rng.u32(0..20) {
+                0..9 => Request::RequestPut(self.put()),
+                9..12 => Request::RequestDeleteRange(self.delete()),
+                12..17 => Request::RequestRange(self.range()),
+                17 if self.one_in(8) => {
+                    ops.push(RequestOp { request: None });
+                    continue;
+                }
+                _ if depth < 3 => Request::RequestTxn(self.txn(depth + 1)),
+                _ => continue,
+            };
+            let request = match request {
+                Request::RequestPut(mut put) if apart => {
+                    if put.key.is_empty() || written.contains(&put.key) {
+                        continue;
+                    }
+                    // What else is refused, is refused often enough outside.
+                    put.ignore_value &= put.value.is_empty();
+                    put.ignore_lease &= put.lease == 0;
+                    written.push(put.key.clone());
+                    Request::RequestPut(put)
+                }
+                Request::RequestRange(mut range) if apart => {
+                    range.revision = if self.one_in(4) { self.view.revision } else { 0 };
+                    Request::RequestRange(range)
+                }
+                request => request,
+            };
+            ops.push(RequestOp { request: Some(request) });
+        }
+        ops
+    }
+
+    fn compaction(&mut self) -> CompactionRequest {
+        let View { revision, compacted } = self.view;
+        let revision = match self.rng.u32(0..20) {
+            0..12 => self.rng.i64(compacted..=(compacted.max(0) + revision) / 2),
+            12..15 => compacted - self.rng.i64(0..2),
+            15..17 => revision,
+            17 => revision + 1,
+            _ => self.revision(),
+        };
+        CompactionRequest { revision, physical: self.one_in(2) }
+    }
+
+    /// Long enough never to end meanwhile, and far enough apart to end in a known order.
+    fn grant(&mut self) -> LeaseGrantRequest {
+        let ttl = match self.rng.u32(0..12) {
+            0 => 9_000_000_001,
+            1 => i64::MAX,
+            2 => 9_000_000_000,
+            _ => 10_000 * self.rng.i64(1..1000),
+        };
+        LeaseGrantRequest { id: self.lease(), ttl }
+    }
+
+    fn grant_and_revoke(&mut self) -> LeaseGrantRequest {
+        let id = if self.one_in(2) { 0 } else { 77 };
+        LeaseGrantRequest { id, ttl: *self.rng.choice(&[-5, 0, 1, 2, 3, 10_000]).unwrap_or(&2) }
+    }
+
+    fn watch_id(&mut self) -> i64 {
+        *self.rng.choice(&[0, 0, 1, 2, 3, 7, -5]).unwrap_or(&0)
+    }
+
+    fn watch(&mut self) -> WatchCreateRequest {
+        let key = self.key();
+        let start_revision = if self.one_in(4) { 1 } else { self.revision() };
+        let filters = match self.rng.u32(0..8) {
+            0 => vec![0],
+            1 => vec![1],
+            // Such a watcher never hears anything, and nobody can tell when it has caught up.
+            2 if start_revision <= 0 => vec![0, 1],
+            3 => vec![1, 1],
+            _ => vec![],
+        };
+        WatchCreateRequest {
+            range_end: self.range_end(&key),
+            key,
+            start_revision,
+            progress_notify: self.one_in(4),
+            filters,
+            prev_kv: self.one_in(2),
+            watch_id: if self.one_in(2) { 0 } else { self.watch_id() },
+            fragment: self.one_in(2),
+        }
+    }
+}
