@@ -48,36 +48,47 @@ pub(crate) fn check_stream(request: &RangeRequest) -> Result<(), Refusal> {
 
 /// Reads in pieces, all of one revision: 10 keys first, then twice or half as many as before, to get near
 /// `target` bytes. The last piece alone tells the header, the count, and whether there is more.
+///
+/// Each piece is a range of its own that begins behind the last key of the one before. With a sort target and no
+/// order, which the server lets pass, the pieces are sorted each by itself, and overlap or leave gaps.
 pub(crate) fn stream(
     store: &Store,
     request: &RangeRequest,
     target: usize,
 ) -> Result<Vec<RangeResponse>, Refusal> {
-    let mut whole = read(store, request)?;
     if request.count_only {
-        return Ok(vec![whole]);
+        return Ok(vec![read(store, request)?]);
     }
-    let mut kvs = std::mem::take(&mut whole.kvs).into_iter().peekable();
-    let mut limit = match request.limit {
-        // What is no limit to the server is one to its first piece.
-        ..0 => usize::MAX,
-        _ => FIRST_PIECE,
-    };
-    let mut pieces = Vec::new();
+    let total = if request.limit == 0 { i64::MAX } else { request.limit };
+    let revision = if request.revision == 0 { store.revision() } else { request.revision };
+    // What is no limit to the server is one to its first piece.
+    let mut piece = RangeRequest { limit: total.min(FIRST_PIECE), ..request.clone() };
+    let (mut pieces, mut count) = (Vec::new(), 0);
     loop {
-        let piece = RangeResponse { kvs: kvs.by_ref().take(limit).collect(), ..Default::default() };
-        if kvs.peek().is_none() {
-            whole.kvs = piece.kvs;
-            pieces.push(whole);
+        let RangeResponse { header, kvs, more, .. } = read(store, &piece)?;
+        piece.revision = revision;
+        count += signed(kvs.len());
+        if let Some(last) = kvs.last() {
+            piece.key = [&last.key[..], b"\0"].concat().into();
+        }
+        let size = RangeResponse { header, kvs: kvs.clone(), more, ..Default::default() }.encoded_len();
+        pieces.push(RangeResponse { kvs, ..Default::default() });
+        if !more || count == total {
+            let left = match more {
+                true => read(store, &RangeRequest { count_only: true, limit: 0, ..piece })?.count,
+                false => 0,
+            };
+            if let Some(last) = pieces.last_mut() {
+                (last.header, last.more, last.count) = (header, more, count + left);
+            }
             return Ok(pieces);
         }
-        let size = piece.encoded_len();
-        if size < target / 2 {
-            limit = limit.saturating_mul(2);
-        } else if size > target.saturating_mul(2) {
-            limit = (limit / 2).max(1);
-        }
-        pieces.push(piece);
+        piece.limit = match size {
+            _ if size < target / 2 => piece.limit.saturating_mul(2),
+            _ if size > target.saturating_mul(2) => (piece.limit / 2).max(1),
+            _ => piece.limit,
+        };
+        piece.limit = piece.limit.min(total - count);
     }
 }
 
@@ -184,7 +195,7 @@ fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
 }
 
 /// So many keys come in a stream's first piece.
-const FIRST_PIECE: usize = 10;
+const FIRST_PIECE: i64 = 10;
 
 fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)

@@ -8,6 +8,7 @@
     reason = "a test that panics has said what it had to say"
 )]
 
+mod clients;
 mod connect;
 mod descriptors;
 mod differential;
