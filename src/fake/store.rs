@@ -98,6 +98,15 @@ impl Store {
         while self.log.front().is_some_and(|changes| changes.revision < revision) {
             self.log.pop_front();
         }
+        // Of its own revision a compaction leaves each key's last change alone, deletions among them.
+        if let Some(first) = self.log.front_mut().filter(|first| first.revision == revision) {
+            let key = |event: &Event| event.kv.as_ref().map(|kv| kv.key.clone());
+            let last = |(at, event): &(usize, &Event)| {
+                first.events[at + 1..].iter().all(|later| key(later) != key(event))
+            };
+            first.events =
+                first.events.iter().enumerate().filter(last).map(|(_, event)| event.clone()).collect();
+        }
         Ok(())
     }
 

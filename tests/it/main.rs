@@ -14,6 +14,7 @@ mod descriptors;
 mod differential;
 mod drops;
 mod faults;
+mod garbage;
 mod harness;
 mod house;
 mod locking;

@@ -24,9 +24,9 @@ pub(super) struct Profile {
 
 impl Profile {
     pub(super) fn of(seed: u64, version: Version) -> Profile {
-        let fat = seed % 4 == 0;
+        let fat = seed.is_multiple_of(4);
         let max_request_bytes = if fat { 16 << 10 } else { 3 << 19 };
-        Profile { version, max_request_bytes, max_txn_ops: if seed % 3 == 0 { 128 } else { 6 }, fat }
+        Profile { version, max_request_bytes, max_txn_ops: if seed.is_multiple_of(3) { 128 } else { 6 }, fat }
     }
 }
 

@@ -96,7 +96,7 @@ impl Pair {
         };
         result.map_err(|difference| Difference { after: format!("{op:?}"), ..difference })?;
         self.done += 1;
-        if self.done % COMPARE_EVERY == 0 { self.drain().await } else { Ok(()) }
+        if self.done.is_multiple_of(COMPARE_EVERY) { self.drain().await } else { Ok(()) }
     }
 
     pub(super) async fn end(&mut self) -> Result<(), Difference> {
