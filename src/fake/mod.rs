@@ -33,7 +33,18 @@
 //! What a real server leaves to chance is in a fixed order here: watchers are served in the order of their
 //! streams and ids, a lease's keys and leases of one deadline are listed in order. A lease ends at its
 //! deadline (a real server takes up to half a second more), and a watcher that starts in the past is caught
-//! up at once (a real server does that every 100 ms).
+//! up at once (a real server does that every 100 ms). Keys of equal rank in a sorted range stay in key order (a
+//! real server keeps that only up to a dozen). The largest request is that of a server whose member id has its
+//! 16th bit clear (half of all servers take one byte less). And the fake survives a transaction that
+//! deletes up to the end of all keys (range end `\0`) and then puts one of them with `ignore_value` or
+//! `ignore_lease`: a real server dies of it.
+//!
+//! # Versions
+//! Random operations are held against a real 3.7.3, answer by answer. Where versions differ the fake follows
+//! 3.7. Older ones have no `RangeStream`, and tell a key's lease in a keys-only range (3.7 does not); 3.5 and
+//! 3.4 check the puts of a transaction before its ranges, and a put's missing key before its missing lease; 3.4
+//! takes a negative start revision of a watch for the past instead of refusing it, and answers progress
+//! requests where later versions hold them back.
 
 #[doc = include_str!("guide.md")]
 pub mod guide {}

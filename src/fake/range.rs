@@ -49,8 +49,8 @@ pub(crate) fn check_stream(request: &RangeRequest) -> Result<(), Refusal> {
 /// Reads in pieces, all of one revision: 10 keys first, then twice or half as many as before, to get near
 /// `target` bytes. The last piece alone tells the header, the count, and whether there is more.
 ///
-/// Each piece is a range of its own that begins behind the last key of the one before. With a sort target and no
-/// order, which the server lets pass, the pieces are sorted each by itself, and overlap or leave gaps.
+/// Each piece is a range of its own, from behind the last key on: where a target to sort by is set without an
+/// order, each is sorted for itself, and the next one repeats or misses keys, as on the server.
 pub(crate) fn stream(
     store: &Store,
     request: &RangeRequest,
@@ -60,35 +60,43 @@ pub(crate) fn stream(
         return Ok(vec![read(store, request)?]);
     }
     let total = if request.limit == 0 { i64::MAX } else { request.limit };
-    let revision = if request.revision == 0 { store.revision() } else { request.revision };
-    // What is no limit to the server is one to its first piece.
-    let mut piece = RangeRequest { limit: total.min(FIRST_PIECE), ..request.clone() };
-    let (mut pieces, mut count) = (Vec::new(), 0);
+    let mut ask = RangeRequest { limit: FIRST_PIECE.min(total), ..request.clone() };
+    let mut header = None;
+    let mut count = 0;
+    let mut pieces = Vec::new();
     loop {
-        let RangeResponse { header, kvs, more, .. } = read(store, &piece)?;
-        piece.revision = revision;
-        count += signed(kvs.len());
-        if let Some(last) = kvs.last() {
-            piece.key = [&last.key[..], b"\0"].concat().into();
+        let piece = read(store, &ask)?;
+        if ask.revision == 0 {
+            ask.revision = store.revision();
         }
-        let size = RangeResponse { header, kvs: kvs.clone(), more, ..Default::default() }.encoded_len();
-        pieces.push(RangeResponse { kvs, ..Default::default() });
-        if !more || count == total {
-            let left = match more {
-                true => read(store, &RangeRequest { count_only: true, limit: 0, ..piece })?.count,
-                false => 0,
-            };
-            if let Some(last) = pieces.last_mut() {
-                (last.header, last.more, last.count) = (header, more, count + left);
+        header = header.or(piece.header);
+        count += signed(piece.kvs.len());
+        let next = piece.kvs.last().filter(|_| piece.more).map(|last| [&last.key[..], &[0]].concat().into());
+        let more = next.is_some();
+        // The server measures the piece with all that it has read: one key more than it sends.
+        let read_keys = signed(piece.kvs.len()) + i64::from(more);
+        let size = RangeResponse { count: read_keys, ..piece.clone() }.encoded_len();
+        if let Some(next) = next {
+            ask.key = next;
+            if count != total {
+                pieces.push(RangeResponse { kvs: piece.kvs, ..Default::default() });
+                ask.limit = next_limit(ask.limit, size, target).min(total - count);
+                continue;
             }
-            return Ok(pieces);
+            count += read(store, &RangeRequest { count_only: true, ..ask.clone() })?.count;
         }
-        piece.limit = match size {
-            _ if size < target / 2 => piece.limit.saturating_mul(2),
-            _ if size > target.saturating_mul(2) => (piece.limit / 2).max(1),
-            _ => piece.limit,
-        };
-        piece.limit = piece.limit.min(total - count);
+        pieces.push(RangeResponse { header, kvs: piece.kvs, more, count });
+        return Ok(pieces);
+    }
+}
+
+fn next_limit(limit: i64, size: usize, target: usize) -> i64 {
+    if size < target / 2 {
+        limit.saturating_mul(2)
+    } else if size > target.saturating_mul(2) {
+        (limit / 2).max(1)
+    } else {
+        limit
     }
 }
 
@@ -293,6 +301,23 @@ mod tests {
         let response = ask(RangeRequest { count_only: true, revision: 3, ..all() });
         assert_eq!((response.count, response.kvs.len()), (2, 0));
         assert_eq!(response.header.map(|header| header.revision), Some(5));
+    }
+
+    #[test]
+    fn each_piece_of_a_stream_is_sorted_for_itself() {
+        let mut store = Store::new();
+        // Written backwards, so that the first key of all is the newest.
+        for key in (b'a'..=b'k').rev() {
+            let mut write = store.write();
+            write.put(Bytes::copy_from_slice(&[key]), Bytes::new(), 0);
+            write.commit();
+        }
+        let request = RangeRequest { sort_target: SortTarget::Mod.into(), limit: 12, ..all() };
+        let pieces = stream(&store, &request, 1 << 20).unwrap_or_default();
+        let seen: Vec<_> = pieces.iter().map(|piece| (keys(piece), piece.more, piece.count)).collect();
+        // The second goes on behind "b", the last of the first, reads three keys and may send two of them; the
+        // count is of what was sent, and of what lies behind its last.
+        assert_eq!(seen, [("kjihgfedcb".into(), false, 0), ("ed".into(), true, 19)]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn streams(
         let same_cuts =
             fake.cuts[..cuts] == real.cuts[..cuts] && fake.cuts.len().abs_diff(real.cuts.len()) < 2;
         if fake.lines != real.lines {
-            return Err((fake.since_first_of(&real), real.since_first_of(&fake)));
+            return Err((fake.unlike(&real), real.unlike(&fake)));
         }
         if !same_cuts {
             return Err((format!("watcher {id}: {:?}", fake.cuts), format!("watcher {id}: {:?}", real.cuts)));
@@ -46,7 +46,7 @@ struct Seen {
 
 impl Seen {
     /// What it saw, from where the other saw something else.
-    fn since_first_of(&self, other: &Seen) -> String {
+    fn unlike(&self, other: &Seen) -> String {
         let same = self.lines.iter().zip(&other.lines).take_while(|(one, other)| one == other).count();
         format!("{same} alike, then\n  {}", self.lines[same..].join("\n  "))
     }

@@ -41,17 +41,28 @@ pub(super) struct Generator {
     rng: Rng,
     profile: Profile,
     view: View,
+    /// Whether the transaction that is drawn may keep values and leases, instead of deleting up to the end.
+    ///
+    /// Not both: deletes up to the end are not held against the puts of a transaction, and etcd (3.7.3 too)
+    /// dies of a put that is to keep the value or lease of a key that its own transaction has deleted.
+    keeps: bool,
 }
 
 impl Generator {
     pub(super) fn new(seed: u64, profile: Profile) -> Generator {
-        Generator { rng: Rng::with_seed(seed), profile, view: View { revision: 1, compacted: -1 } }
+        Generator {
+            rng: Rng::with_seed(seed),
+            profile,
+            view: View { revision: 1, compacted: -1 },
+            keeps: false,
+        }
     }
 
     pub(super) fn next(&mut self, view: View) -> Op {
         self.view = view;
         match self.rng.u32(0..200) {
-            0..44 => Op::Put(self.put()),
+            0..43 => Op::Put(self.put()),
+            43 => Op::Put(self.large_put()),
             44..84 => Op::Range(self.range()),
             84..94 if self.profile.version == Version::V3_7 => Op::RangeStream(self.range_stream()),
             84..110 => Op::Delete(self.delete()),
@@ -110,19 +121,11 @@ impl Generator {
         }
     }
 
-    /// A range of at most twelve of the keys that are drawn: up to so many, what is equal to a sort stays in the order
-    /// of the keys; above, Go's sort leaves it in an order of its own.
-    fn few_keys(&mut self) -> (Bytes, Bytes) {
-        let ranges: [(&'static [u8], &'static [u8]); 5] =
-            [(b"a", b"c"), (b"c", b"k/"), (b"k/a", b"k/m"), (b"k/m", b"z"), (b"z", b"\0")];
-        let (key, end) = ranges[self.rng.usize(0..ranges.len())];
-        (Bytes::from_static(key), Bytes::from_static(end))
-    }
-
     fn value(&mut self) -> Bytes {
         let length = match self.rng.u32(0..200) {
-            // Too large with its key, or nearly: not to the byte, since the server counts an id of its own making.
-            0 => self.profile.max_request_bytes - self.rng.choice([0, 200]).unwrap_or(0),
+            // Too large with all that is around it. How large a request may be to the byte hangs on the
+            // server's member id, which is in every proposal as a number of 9 or 10 bytes.
+            0 => self.profile.max_request_bytes - self.rng.usize(0..16),
             1..100 if self.profile.fat => self.rng.usize(500..5000),
             _ => self.rng.usize(0..3),
         };
@@ -149,14 +152,23 @@ impl Generator {
     }
 
     fn put(&mut self) -> PutRequest {
+        let lease = if self.one_in(4) { self.lease() } else { 0 };
         PutRequest {
             key: self.key(),
             value: if self.one_in(8) { Bytes::new() } else { self.value() },
-            lease: if self.one_in(4) { self.lease() } else { 0 },
+            lease,
             prev_kv: self.one_in(3),
-            ignore_value: self.one_in(12),
+            // Before 3.6 a missing key is told before a missing lease.
+            ignore_value: self.one_in(12) && (lease == 0 || self.profile.version >= Version::V3_6),
             ignore_lease: self.one_in(12),
         }
+    }
+
+    /// It just fits.
+    fn large_put(&mut self) -> PutRequest {
+        let length =
+            if self.one_in(4) || self.profile.fat { self.profile.max_request_bytes - 90 } else { 100 };
+        PutRequest { value: vec![b'+'; length].into(), ..self.put() }
     }
 
     fn delete(&mut self) -> DeleteRangeRequest {
@@ -173,18 +185,16 @@ impl Generator {
         let mut filter = |one_in| if !plain && self.one_in(one_in) { self.revision() } else { 0 };
         let (min_mod_revision, max_mod_revision) = (filter(6), filter(6));
         let (min_create_revision, max_create_revision) = (filter(6), filter(6));
-        let sort_target = if plain { 0 } else { self.sort(5) };
-        let (key, range_end) =
-            if sort_target == 0 || range_end.is_empty() { (key, range_end) } else { self.few_keys() };
         RangeRequest {
             key,
             range_end,
             limit: if self.one_in(3) { self.rng.i64(-1..14) } else { 0 },
             revision: self.revision(),
             sort_order: if plain { 0 } else { self.sort(3) },
-            sort_target,
+            sort_target: if plain { 0 } else { self.sort(5) },
             serializable: self.one_in(3),
-            keys_only: self.one_in(6),
+            // It comes with leases before 3.7.
+            keys_only: self.one_in(6) && self.profile.version >= Version::V3_7,
             count_only: self.one_in(8),
             min_mod_revision,
             max_mod_revision,
@@ -243,16 +253,15 @@ impl Generator {
     }
 
     pub(super) fn txn(&mut self, depth: u32) -> TxnRequest {
+        if depth == 0 {
+            self.keeps = self.one_in(2);
+        }
         let compare = (0..self.rng.usize(0..3)).map(|_| self.compare()).collect();
         let most = if self.one_in(12) { self.profile.max_txn_ops.min(20) + 2 } else { 4 };
         // Refused ones teach little: keys are kept apart in most transactions.
         let apart = !self.one_in(4);
         let (success, failure) = (self.ops(most, depth, apart), self.ops(4, depth, apart));
-        let mut txn = TxnRequest { compare, success, failure };
-        if deletes(&txn) {
-            keep_nothing(&mut txn);
-        }
-        txn
+        TxnRequest { compare, success, failure }
     }
 
     fn ops(&mut self, most: usize, depth: u32, apart: bool) -> Vec<RequestOp> {
@@ -260,8 +269,19 @@ impl Generator {
         let mut ops = Vec::new();
         for _ in 0..self.rng.usize(0..most) {
             let request = match self.rng.u32(0..20) {
-                0..9 => Request::RequestPut(self.put()),
-                9..12 => Request::RequestDeleteRange(self.delete()),
+                0..9 => {
+                    let put = self.put();
+                    let (ignore_value, ignore_lease) =
+                        (put.ignore_value && self.keeps, put.ignore_lease && self.keeps);
+                    Request::RequestPut(PutRequest { ignore_value, ignore_lease, ..put })
+                }
+                9..12 => {
+                    let mut delete = self.delete();
+                    if self.keeps && delete.range_end == "\0" {
+                        delete.range_end = "z".into();
+                    }
+                    Request::RequestDeleteRange(delete)
+                }
                 12..17 => Request::RequestRange(self.range()),
                 17 if self.one_in(8) => {
                     ops.push(RequestOp { request: None });
@@ -327,6 +347,9 @@ impl Generator {
     fn watch(&mut self) -> WatchCreateRequest {
         let key = self.key();
         let start_revision = if self.one_in(4) { 1 } else { self.revision() };
+        // 3.4 takes a negative one for the past.
+        let start_revision =
+            if self.profile.version == Version::V3_4 { start_revision.max(0) } else { start_revision };
         let filters = match self.rng.u32(0..8) {
             0 => vec![0],
             1 => vec![1],
@@ -344,30 +367,6 @@ impl Generator {
             prev_kv: self.one_in(2),
             watch_id: if self.one_in(2) { 0 } else { self.watch_id() },
             fragment: self.one_in(2),
-        }
-    }
-}
-
-fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
-    txn.success.iter().chain(&txn.failure)
-}
-
-fn deletes(txn: &TxnRequest) -> bool {
-    ops(txn).any(|op| match &op.request {
-        Some(Request::RequestDeleteRange(_)) => true,
-        Some(Request::RequestTxn(inner)) => deletes(inner),
-        _ => false,
-    })
-}
-
-/// A put that keeps the lease or value of a key which the same transaction has deleted before ends a real server: it
-/// is checked against the state from before, and panics when it is applied.
-fn keep_nothing(txn: &mut TxnRequest) {
-    for op in txn.success.iter_mut().chain(&mut txn.failure) {
-        match &mut op.request {
-            Some(Request::RequestPut(put)) => (put.ignore_lease, put.ignore_value) = (false, false),
-            Some(Request::RequestTxn(inner)) => keep_nothing(inner),
-            _ => {}
         }
     }
 }

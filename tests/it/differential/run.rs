@@ -13,6 +13,7 @@ use etcd_concurrency::pb::etcdserverpb::{
 use tower::ServiceExt;
 
 use super::compare::{self, Settled};
+use super::cut;
 use super::generate::{Profile, View};
 use super::op::{Op, STREAMS};
 use super::side::{Answer, Side};
@@ -44,7 +45,9 @@ pub(super) struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {}\nfake: {}\nreal: {}", self.after, self.fake, self.real)
+        let (fake, real): (Vec<_>, Vec<_>) =
+            (self.fake.lines().map(cut).collect(), self.real.lines().map(cut).collect());
+        write!(f, "after {}\nfake: {}\nreal: {}", cut(&self.after), fake.join("\n"), real.join("\n"))
     }
 }
 
@@ -218,7 +221,7 @@ impl Pair {
 
     /// What is asked of a stream is done in turn: when this is refused, all before it is done.
     async fn refused_watcher(&mut self, stream: usize) -> Result<(), Difference> {
-        let refused = WatchCreateRequest { start_revision: -1, ..Default::default() };
+        let refused = WatchCreateRequest { key: "b".into(), range_end: "a".into(), ..Default::default() };
         self.ask(stream, RequestUnion::CreateRequest(refused));
         self.until(stream, "a refusal", |answer| answer.created && answer.canceled).await.map(drop)
     }

@@ -16,6 +16,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::op::{Op, STREAMS};
 use super::stream::Stream;
+use super::ties;
 
 /// Nothing that is waited for takes as long.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
@@ -62,9 +63,17 @@ impl Side {
     pub(super) async fn answer(&mut self, op: &Op) -> Answer {
         match op.clone() {
             Op::Put(request) => answer(self.kv.put(request).await, |r| &mut r.header),
-            Op::Range(request) => answer(self.kv.range(request).await, |r| &mut r.header),
+            Op::Range(request) => {
+                let mut response = self.kv.range(request.clone()).await;
+                response.iter_mut().for_each(|response| ties::settle(&request, response.get_mut()));
+                answer(response, |r| &mut r.header)
+            }
             Op::Delete(request) => answer(self.kv.delete_range(request).await, |r| &mut r.header),
-            Op::Txn(request) => answer(self.kv.txn(request).await, |r| &mut r.header),
+            Op::Txn(request) => {
+                let mut response = self.kv.txn(request.clone()).await;
+                response.iter_mut().for_each(|response| ties::settle_txn(&request, response.get_mut()));
+                answer(response, |r| &mut r.header)
+            }
             Op::Compact(request) => answer(self.kv.compact(request).await, |r| &mut r.header),
             Op::RangeStream(request) => {
                 let pieces = collect(self.kv.range_stream(request).await, |piece| {
