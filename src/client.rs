@@ -101,7 +101,7 @@ impl Client {
 
     /// Commits a transaction: one RPC. It is not repeated unless it was certainly not applied.
     ///
-    /// For one behind a lock's fence, see [`MutexGuard::txn`](crate::MutexGuard::txn).
+    /// For one behind a lock's fence, see [`Fence::txn`](crate::Fence::txn).
     ///
     /// # Errors
     /// What keeps the server from answering until the request timeout, or what it refused the transaction for;

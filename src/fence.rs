@@ -1,12 +1,16 @@
-//! Fences: transactions that the server commits only while a guard's key stands.
+//! Fences: who holds a key of a session, and transactions that the server commits only while it stands.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::SetOnce;
 
+use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::session::Session;
@@ -14,12 +18,31 @@ use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::Watch;
 
-/// A key of a session, of one incarnation: whoever holds it is who it says.
-#[derive(Debug)]
-pub(crate) struct Fence {
-    pub(crate) session: Session,
-    pub(crate) key: Bytes,
-    pub(crate) create_revision: i64,
+/// What is held: a key of a session, of one incarnation. Every guard dereferences to its fence.
+///
+/// A clone is cheap, and does not hold what the guard holds: move one into the work that the guard
+/// [runs](crate::MutexGuard::run), or hand one to a transaction that is to commit only while the guard stands. It
+/// outlives the guard as [lost](Self::lost), [`Released`](LostReason::Released).
+///
+/// ```
+/// # use etcd_concurrency::{Mutex, Op, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let guard = Mutex::new(&session, "report")?.lock().await?;
+/// let fence = guard.fence().clone();
+/// let work = async move { fence.txn().success(Op::put("report/state", "sent")).commit().await };
+/// guard.run(work).await??;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Fence(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    lease: Arc<Lease>,
+    key: Bytes,
+    create_revision: i64,
     /// The key is gone; whose doing it was may not be known yet.
     gone: AtomicBool,
     /// Why it no longer stands, once that is known.
@@ -27,14 +50,64 @@ pub(crate) struct Fence {
 }
 
 impl Fence {
-    pub(crate) fn new(session: Session, key: Bytes, create_revision: i64) -> Self {
-        Self { session, key, create_revision, gone: AtomicBool::new(false), fallen: SetOnce::new() }
+    /// The fencing token: the create_revision of the key. Each holder's is greater than all before it.
+    ///
+    /// Send it along with every write outside of etcd; whoever keeps the greatest token seen, and refuses smaller ones,
+    /// cannot be written to by a holder of the past.
+    pub fn token(&self) -> i64 {
+        self.0.create_revision
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Bytes {
+        &self.0.key
+    }
+
+    /// A compare that holds only while this key, of its create_revision, exists: for transactions of your own.
+    /// Go's `IsOwner`. [`txn`](Self::txn) adds it by itself.
+    pub fn is_owner(&self) -> Compare {
+        Compare::create_revision(self.0.key.clone()).is(self.0.create_revision)
+    }
+
+    /// A transaction that the server commits only while this key exists.
+    pub fn txn(&self) -> FencedTxn<'_> {
+        FencedTxn { fence: self, txn: Txn::new() }
+    }
+
+    /// True while the session is valid and the key not known to be gone. Reads the clock, not the network.
+    pub fn is_valid(&self) -> bool {
+        self.lost_reason().is_none()
+    }
+
+    /// Resolves once the key is lost, with the reason: its release, its deletion by somebody, or the session's end.
+    ///
+    /// The first call starts a watch on the key, which lasts as long as the future.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn lost(&self) -> LostReason {
+        self.ended().await;
+        match self.0.fallen.get().copied().or_else(|| self.0.lease.lost_reason()) {
+            Some(reason) => reason,
+            None => self.why().await,
+        }
+    }
+
+    pub(crate) fn new(session: &Session, key: Bytes, create_revision: i64) -> Self {
+        Self(Arc::new(Inner {
+            client: session.client().clone(),
+            lease: session.lease_handle().clone(),
+            key,
+            create_revision,
+            gone: AtomicBool::new(false),
+            fallen: SetOnce::new(),
+        }))
     }
 
     /// Why it no longer stands, as far as that is known here.
     pub(crate) fn lost_reason(&self) -> Option<LostReason> {
-        let gone = || self.gone.load(Ordering::Acquire).then_some(LostReason::KeyDeleted);
-        self.fallen.get().copied().or_else(|| self.session.lease_handle().lost_reason()).or_else(gone)
+        let gone = || self.0.gone.load(Ordering::Acquire).then_some(LostReason::KeyDeleted);
+        self.0.fallen.get().copied().or_else(|| self.0.lease.lost_reason()).or_else(gone)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -43,16 +116,7 @@ impl Fence {
 
     /// The fence fell. The first reason given stays.
     pub(crate) fn fall(&self, reason: LostReason) {
-        let _ = self.fallen.set(reason);
-    }
-
-    /// Resolves once the key is gone, or the session is lost, with the reason.
-    pub(crate) async fn lost(&self) -> LostReason {
-        self.ended().await;
-        match self.fallen.get().copied().or_else(|| self.session.lease_handle().lost_reason()) {
-            Some(reason) => reason,
-            None => self.why().await,
-        }
+        let _ = self.0.fallen.set(reason);
     }
 
     /// Resolves once the key is gone, or the session is lost: as soon as that is known, without a reason.
@@ -64,19 +128,19 @@ impl Fence {
         }
         tokio::select! {
             biased;
-            _ = self.session.lost() => {}
-            _ = self.fallen.wait() => {}
-            () = self.key_deleted() => self.gone.store(true, Ordering::Release),
+            _ = self.0.lease.lost() => {}
+            _ = self.0.fallen.wait() => {}
+            () = self.key_deleted() => self.0.gone.store(true, Ordering::Release),
         }
     }
 
     /// Resolves once the server says that the key, of this create_revision, is gone.
     async fn key_deleted(&self) {
-        let client = self.session.client();
+        let client = &self.0.client;
         // What happened since the key was created: nothing can have been missed.
-        let mut from = self.create_revision + 1;
+        let mut from = self.0.create_revision + 1;
         loop {
-            let watch = Watch::key(self.key.clone()).from_revision(from).no_put();
+            let watch = Watch::key(self.0.key.clone()).from_revision(from).no_put();
             let mut watcher = client.watch(watch);
             let error = loop {
                 match watcher.next().await {
@@ -103,8 +167,8 @@ impl Fence {
 
     /// The revision at which the key was read and stood, if it did.
     async fn stands(&self) -> Result<Option<i64>> {
-        let request = pb::RangeRequest { key: self.key.clone(), keys_only: true, ..Default::default() };
-        let range = self.session.client().transport().range(request).await?;
+        let request = pb::RangeRequest { key: self.0.key.clone(), keys_only: true, ..Default::default() };
+        let range = self.0.client.transport().range(request).await?;
         let missing =
             || Error::protocol("a range's answer without header", Outcome::NotApplied).at("KV/Range");
         let revision = range.header.as_ref().ok_or_else(missing)?.revision;
@@ -113,9 +177,9 @@ impl Fence {
 
     /// The key is gone: whose doing was it? A lease that is gone takes its keys along, and its end is the better reason.
     pub(crate) async fn why(&self) -> LostReason {
-        self.gone.store(true, Ordering::Release);
-        let lease = self.session.lease_handle();
-        let asked = self.session.client().transport().lease_time_to_live(lease.id(), false);
+        self.0.gone.store(true, Ordering::Release);
+        let lease = &self.0.lease;
+        let asked = self.0.client.transport().lease_time_to_live(lease.id(), false);
         let reason = match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(answer)) if answer.value.ttl < 0 => lease.gone(),
             // It stands, or nobody can tell in time: what is known is that the key is gone.
@@ -130,16 +194,11 @@ impl Fence {
             && event
                 .kv
                 .as_ref()
-                .is_some_and(|kv| kv.key == self.key && kv.mod_revision > self.create_revision)
+                .is_some_and(|kv| kv.key == self.0.key && kv.mod_revision > self.0.create_revision)
     }
 
     fn is_this(&self, kv: &KeyValue) -> bool {
-        kv.key == self.key && kv.create_revision == self.create_revision
-    }
-
-    /// Holds while this key, of this create_revision, exists.
-    pub(crate) fn compare(&self) -> Compare {
-        Compare::create_revision(self.key.clone()).is(self.create_revision)
+        kv.key == self.0.key && kv.create_revision == self.0.create_revision
     }
 
     /// Commits a transaction behind the fence.
@@ -149,11 +208,11 @@ impl Fence {
         // The fence's own failure must not be taken for that of the user's compares.
         let flat = txn.is_unconditional();
         let fenced = match flat {
-            true => txn.compare(self.compare()),
-            false => Txn::new().compare(self.compare()).success(Op::txn(txn)),
+            true => txn.compare(self.is_owner()),
+            false => Txn::new().compare(self.is_owner()).success(Op::txn(txn)),
         };
-        let answer = self.session.client().transport().txn(fenced.into(), Repeat::Never).await;
-        let reply = TxnReply::try_from(self.session.learn(answer)?.value)?;
+        let answer = self.0.client.transport().txn(fenced.into(), Repeat::Never).await;
+        let reply = TxnReply::try_from(self.0.lease.learn(answer)?.value)?;
         match reply.succeeded {
             false => {
                 self.fall(LostReason::KeyDeleted);
@@ -162,6 +221,16 @@ impl Fence {
             true if flat => Ok(reply),
             true => reply.inner(),
         }
+    }
+}
+
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fence")
+            .field("key", &self.0.key)
+            .field("token", &self.0.create_revision)
+            .field("lost", &self.lost_reason())
+            .finish_non_exhaustive()
     }
 }
 
@@ -196,11 +265,7 @@ pub struct FencedTxn<'a> {
     txn: Txn,
 }
 
-impl<'a> FencedTxn<'a> {
-    pub(crate) fn new(fence: &'a Fence) -> Self {
-        Self { fence, txn: Txn::new() }
-    }
-
+impl FencedTxn<'_> {
     /// Adds a compare of your own.
     pub fn compare(mut self, compare: Compare) -> Self {
         self.txn = self.txn.compare(compare);

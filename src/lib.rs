@@ -26,9 +26,9 @@
 //! |---|---|
 //! | be the only one who does something | [`Mutex::lock`], and inside it [`MutexGuard::run`] |
 //! | try, and go on if another does it | [`Mutex::try_lock`] |
-//! | write to etcd only while I hold the lock | [`MutexGuard::txn`] |
-//! | write elsewhere only while I hold the lock | [`MutexGuard::token`], checked by who is written to |
-//! | know when I lost it, and why | [`MutexGuard::lost`], [`LostReason`] |
+//! | write to etcd only while I hold the lock | [`Fence::txn`] |
+//! | write elsewhere only while I hold the lock | [`Fence::token`], checked by who is written to |
+//! | know when I lost it, and why | [`Fence::lost`], [`LostReason`] |
 //! | have keys that go when I do | [`Session::lease`] |
 //! | know whether a failed write was applied | [`Error::outcome`] |
 //! | follow keys | [`Client::watch`] |
@@ -68,7 +68,7 @@ mod watch;
 pub use client::TlsOptions;
 pub use client::{Client, ClientBuilder, IntoEndpoints};
 pub use error::{Error, ErrorKind, LostReason, Outcome, Result};
-pub use fence::FencedTxn;
+pub use fence::{Fence, FencedTxn};
 pub use lease::SessionState;
 pub use mutex::{Mutex, MutexGuard};
 pub use session::{Session, SessionBuilder};

@@ -1,14 +1,14 @@
 //! A fenced lock.
 
 use std::future::Future;
+use std::ops::Deref;
 
 use bytes::Bytes;
 
-use crate::error::{LostReason, Result};
-use crate::fence::FencedTxn;
+use crate::error::Result;
+use crate::fence::Fence;
 use crate::pb::etcdserverpb::ResponseHeader;
 use crate::session::Session;
-use crate::txn::Compare;
 use crate::waitlist::{Place, Waitlist};
 use tokio_util::sync::CancellationToken;
 
@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # What a lock can promise
 /// A lease alone cannot exclude: a holder that was paused for longer than its TTL does not know, for a moment, that
-/// another one holds the lock. So write to etcd through [`MutexGuard::txn`], which the server refuses once the guard's
-/// key is gone; hand [`MutexGuard::token`] to whatever else you write to, and have it refuse smaller ones; and stop
-/// when [`MutexGuard::lost`] resolves, or work inside [`MutexGuard::run`].
+/// another one holds the lock. So write to etcd through [`Fence::txn`], which the server refuses once the guard's
+/// key is gone; hand [`Fence::token`] to whatever else you write to, and have it refuse smaller ones; and stop
+/// when [`Fence::lost`] resolves, or work inside [`MutexGuard::run`].
 ///
 /// ```
 /// # use etcd_concurrency::{Mutex, Op, Session, fake::FakeEtcd};
@@ -107,53 +107,19 @@ pub struct MutexGuard {
 }
 
 impl MutexGuard {
-    /// The fencing token: the create_revision of the guard's key. Each holder's is greater than all before it.
-    ///
-    /// Send it along with every write outside of etcd; whoever keeps the greatest token seen, and refuses smaller ones,
-    /// cannot be written to by a holder of the past.
-    pub fn token(&self) -> i64 {
-        self.place.fence().create_revision
+    /// What is held: a handle that may be cloned and handed on.
+    pub fn fence(&self) -> &Fence {
+        self.place.fence()
     }
 
     /// The session that the lock is held with.
     pub fn session(&self) -> &Session {
-        &self.place.fence().session
-    }
-
-    /// The guard's key.
-    pub fn key(&self) -> &Bytes {
-        &self.place.fence().key
+        self.place.session()
     }
 
     /// The header of the answer that proved the lock to be ours. Go's `Header`.
     pub fn header(&self) -> &ResponseHeader {
         self.place.header()
-    }
-
-    /// A compare that holds only while this guard's key, of its create_revision, exists: for transactions of your own.
-    /// Go's `IsOwner`. [`txn`](Self::txn) adds it by itself.
-    pub fn is_owner(&self) -> Compare {
-        self.place.fence().compare()
-    }
-
-    /// A transaction that the server commits only while this guard's key exists.
-    pub fn txn(&self) -> FencedTxn<'_> {
-        FencedTxn::new(self.place.fence())
-    }
-
-    /// True while the session is valid and the key not known to be gone. Reads the clock, not the network.
-    pub fn is_valid(&self) -> bool {
-        self.place.fence().lost_reason().is_none()
-    }
-
-    /// Resolves once the lock is lost, with the reason: the session's end, or the deletion of the key by somebody.
-    ///
-    /// The first call starts a watch on the key, which lasts as long as the future.
-    ///
-    /// # Cancel safety
-    /// Safe: it only waits.
-    pub async fn lost(&self) -> LostReason {
-        self.place.fence().lost().await
     }
 
     /// Runs work until it ends or the lock is lost, whichever is first, then releases the lock. On a loss the work is
@@ -167,18 +133,7 @@ impl MutexGuard {
     /// # Cancel safety
     /// Dropping the future drops the work and releases the lock in the background.
     pub async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
-        // In a block of its own, so that the work is gone before the reason is asked for.
-        let done = async {
-            tokio::select! {
-                biased;
-                () = self.place.fence().ended() => None,
-                done = work => Some(done),
-            }
-        };
-        match done.await {
-            Some(done) => self.finish(done).await,
-            None => Err(self.lost().await.into()),
-        }
+        self.place.run(work).await
     }
 
     /// Runs work that ends by itself when it is told: the token it is given is cancelled when the lock is lost. The
@@ -195,30 +150,7 @@ impl MutexGuard {
     where
         F: Future<Output = T>,
     {
-        let told = CancellationToken::new();
-        let work = work(told.clone());
-        tokio::pin!(work);
-        let done = tokio::select! {
-            biased;
-            () = self.place.fence().ended() => {
-                told.cancel();
-                work.await;
-                return Err(self.lost().await.into());
-            }
-            done = &mut work => done,
-        };
-        self.finish(done).await
-    }
-
-    async fn finish<T>(self, done: T) -> Result<T> {
-        match self.unlock().await {
-            Err(error) if error.lost_reason().is_some() => Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "the release goes on in the background");
-                Ok(done)
-            }
-            Ok(()) => Ok(done),
-        }
+        self.place.run_cooperative(work).await
     }
 
     /// Releases the lock: one RPC, guarded by the key's create_revision, so that it never deletes another's key.
@@ -231,5 +163,15 @@ impl MutexGuard {
     /// Dropping the future lets the release go on in the background.
     pub async fn unlock(self) -> Result<()> {
         self.place.release().await
+    }
+}
+
+/// A guard is its fence, and the release: [`token`](Fence::token), [`txn`](Fence::txn), [`lost`](Fence::lost) and the
+/// rest are the fence's.
+impl Deref for MutexGuard {
+    type Target = Fence;
+
+    fn deref(&self) -> &Fence {
+        self.fence()
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::error::LostReason;
+use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::transport::Transport;
 use clock::{LeaseClock, Moment};
 use keepalive::KeepAlive;
@@ -207,6 +207,16 @@ impl Lease {
     pub(crate) fn gone(&self) -> LostReason {
         let revoked = !self.remaining().is_zero();
         self.lose(if revoked { LostReason::Revoked } else { LostReason::LeaseGone })
+    }
+
+    /// Takes an answer of the server that the lease is gone for what it says.
+    pub(crate) fn learn<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
+                Err(Error::from(self.gone()).with_outcome(error.outcome()).because(error))
+            }
+            other => other,
+        }
     }
 
     /// Ends belief in the lease. The first reason given stays, and is returned.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::client::Client;
-use crate::error::{ErrorKind, LostReason, Result};
+use crate::error::{LostReason, Result};
 use crate::lease::{Lease, SessionState};
 pub use builder::SessionBuilder;
 use cleanup::Cleanup;
@@ -164,18 +164,6 @@ impl Session {
     /// The error that the session's end is, if it ended.
     pub(crate) fn check(&self) -> Result<()> {
         self.inner.lease.lost_reason().map_or(Ok(()), |reason| Err(reason.into()))
-    }
-
-    /// Takes an answer of the server that the lease is gone for what it says.
-    pub(crate) fn learn<T>(&self, result: Result<T>) -> Result<T> {
-        match result {
-            Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
-                Err(crate::error::Error::from(self.inner.lease.gone())
-                    .with_outcome(error.outcome())
-                    .because(error))
-            }
-            other => other,
-        }
     }
 
     /// How long work in the background is worth waiting for.

@@ -44,7 +44,8 @@ impl Leave {
         let ours = Compare::create_revision(self.list.key.clone()).is(create_revision);
         let txn = Txn::new().compare(ours).success(Op::delete(self.list.key.clone()));
         let transport = self.list.session.client().transport();
-        let answer = self.list.session.learn(transport.txn(txn.into(), Repeat::Harmless).await)?;
+        let answer =
+            self.list.session.lease_handle().learn(transport.txn(txn.into(), Repeat::Harmless).await)?;
         // With an attempt of unknown fate before it, it was most likely that one which deleted the key.
         Ok(answer.value.succeeded || answer.ambiguous)
     }
@@ -72,7 +73,7 @@ impl Waitlist {
     async fn until_done<F: Future<Output = Result<()>>>(&self, mut work: impl FnMut() -> F) {
         let mut backoff = Backoff::default();
         while self.session.is_valid() {
-            match self.session.learn(work().await) {
+            match self.session.lease_handle().learn(work().await) {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::debug!(%error, key = ?self.key, "leaving a queue failed; trying again")

@@ -13,6 +13,7 @@
 //! again.
 
 mod leave;
+mod place;
 
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch};
 use leave::Leave;
+pub(crate) use place::Place;
 
 /// A queue of sessions on one name.
 #[derive(Debug, Clone)]
@@ -37,15 +39,6 @@ pub(crate) struct Waitlist {
     session: Session,
     prefix: Bytes,
     key: Bytes,
-}
-
-/// A place in the queue. Dropped, it is given up in the background.
-#[derive(Debug)]
-pub(crate) struct Place {
-    fence: Fence,
-    header: pb::ResponseHeader,
-    /// What must be done on leaving; None once it is in hand.
-    leave: Option<Leave>,
 }
 
 /// Who stands before a place.
@@ -143,7 +136,7 @@ impl Waitlist {
             .failure(self.own())
             .failure(self.last_two(0));
         let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
-        let answer = match self.session.learn(answer) {
+        let answer = match self.session.lease_handle().learn(answer) {
             Ok(answer) => answer,
             Err(error) => {
                 if error.outcome() != Outcome::NotApplied {
@@ -162,8 +155,8 @@ impl Waitlist {
             }
         };
         let leave = Leave { list: self.clone(), turn, ambiguous: answer.ambiguous };
-        let fence = Fence::new(self.session.clone(), self.key.clone(), put.create_revision);
-        let place = Place { fence, header: put.header, leave: Some(leave) };
+        let fence = Fence::new(&self.session, self.key.clone(), put.create_revision);
+        let place = Place::new(fence, put.header, leave);
         let standing = match put.standing {
             Some(standing) => standing,
             // Others joined after an earlier attempt of ours: the last two do not tell who is before us.
@@ -241,7 +234,7 @@ impl Waitlist {
                 Ok(events) => events,
                 Err(error) => return self.look_after(place, error).await,
             };
-            if deletes(&events, &self.key, place.fence.create_revision) {
+            if deletes(&events, &self.key, place.fence.token()) {
                 return Err(place.fence.why().await.into());
             }
             if deletes(&events, &predecessor.key, predecessor.create_revision) {
@@ -264,7 +257,7 @@ impl Waitlist {
 
     /// Reads who stands before a place, and whether it still is one: one RPC.
     async fn look(&self, place: &Place) -> Result<Standing> {
-        let own = place.fence.create_revision;
+        let own = place.fence.token();
         let txn = Txn::new().success(self.last_two(own - 1)).success(self.own());
         let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
         let reply = TxnReply::try_from(answer.value)?;
@@ -313,45 +306,6 @@ impl Waitlist {
 
     fn is_own(&self, kv: &KeyValue, create_revision: i64) -> bool {
         kv.key == self.key && kv.create_revision == create_revision
-    }
-}
-
-impl Place {
-    /// The key that is held, of its incarnation.
-    pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
-    }
-
-    /// The header of the answer that proved the place to be the first.
-    pub(crate) fn header(&self) -> &pb::ResponseHeader {
-        &self.header
-    }
-
-    /// Gives the place up: deletes the key, of this create_revision. Goes on in the background when it fails or is
-    /// dropped.
-    pub(crate) async fn release(mut self) -> Result<()> {
-        self.fence.check()?;
-        let Some(leave) = self.leave.take() else { return Ok(()) };
-        let (cleanup, revision) = (self.fence.session.cleanup().clone(), self.fence.create_revision);
-        let released = cleanup.finish(leave.release(revision)).await;
-        match released {
-            Ok(true) => Ok(()),
-            // Somebody else did: for how long was the place no longer ours?
-            Ok(false) => Err(self.fence.why().await.into()),
-            Err(error) => Err(self.fence.lost_reason().map_or(error, Error::from)),
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(leave) = self.leave.take()
-            && self.fence.lost_reason().is_none()
-        {
-            let cleanup = self.fence.session.cleanup().clone();
-            let revision = self.fence.create_revision;
-            cleanup.spawn(async move { drop(leave.release(revision).await) });
-        }
     }
 }
 
