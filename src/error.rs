@@ -161,6 +161,9 @@ pub enum ErrorKind {
     /// The guard's key is gone: the server refused the fenced transaction.
     #[error("fenced: the guard's key is gone")]
     Fenced,
+    /// There is no such leadership to go on with: the seat is gone, or another's.
+    #[error("not the leader: the seat is gone")]
+    NotLeader,
     /// An error of the server that has no kind of its own.
     #[error("the server answered {code:?}: {message}")]
     Other {

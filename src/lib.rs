@@ -48,6 +48,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod client;
+mod election;
 mod error;
 #[cfg(feature = "fake")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fake")))]
@@ -60,6 +61,7 @@ pub mod pb;
 mod session;
 mod transport;
 mod txn;
+mod view;
 mod waitlist;
 mod watch;
 
@@ -67,6 +69,7 @@ mod watch;
 #[cfg_attr(docsrs, doc(cfg(feature = "tls")))]
 pub use client::TlsOptions;
 pub use client::{Client, ClientBuilder, IntoEndpoints};
+pub use election::{Candidate, Election, Leadership, Observer};
 pub use error::{Error, ErrorKind, LostReason, Outcome, Result};
 pub use fence::{Fence, FencedTxn};
 pub use lease::SessionState;

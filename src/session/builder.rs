@@ -30,15 +30,21 @@ pub struct SessionBuilder {
     client: Client,
     ttl: Duration,
     or_longer: bool,
-    margin: Option<Duration>,
     lease: Option<i64>,
+    settings: Settings,
+}
+
+/// What a session that is opened again has in common with the first.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Settings {
+    margin: Option<Duration>,
     parent: Option<CancellationToken>,
 }
 
 impl SessionBuilder {
     pub(super) fn new(client: &Client) -> Self {
         let client = client.clone();
-        Self { client, ttl: DEFAULT_TTL, or_longer: false, margin: None, lease: None, parent: None }
+        Self { client, ttl: DEFAULT_TTL, or_longer: false, lease: None, settings: Settings::default() }
     }
 
     /// How long the session outlives its last keep-alive. Default 60 s; rounded up to whole seconds, as etcd counts
@@ -61,7 +67,7 @@ impl SessionBuilder {
     /// It covers clocks that run at different speeds, and the time between the check and the act. Default: a twentieth
     /// of the TTL, at least 100 ms and at most 3 s. At most half of the TTL is used.
     pub fn margin(mut self, margin: Duration) -> Self {
-        self.margin = Some(margin);
+        self.settings.margin = Some(margin);
         self
     }
 
@@ -77,8 +83,13 @@ impl SessionBuilder {
 
     /// Closes the session when this token is cancelled. Go's `WithContext`.
     pub fn parent(mut self, token: CancellationToken) -> Self {
-        self.parent = Some(token);
+        self.settings.parent = Some(token);
         self
+    }
+
+    /// The settings of a session that was granted its TTL, whatever it had asked for.
+    pub(super) fn like(self, session: &Session) -> Self {
+        Self { ttl: session.ttl(), or_longer: true, settings: session.inner.settings.clone(), ..self }
     }
 
     /// Opens the session: one RPC.
@@ -100,12 +111,12 @@ impl SessionBuilder {
         if seconds > LONGEST_TTL {
             return Err(Error::invalid("ttl", format!("{seconds} s are more than etcd's {LONGEST_TTL}")));
         }
-        if let Some(parent) = &self.parent
+        if let Some(parent) = &self.settings.parent
             && parent.is_cancelled()
         {
             return Err(LostReason::Closed.into());
         }
-        let parent = self.parent.clone();
+        let parent = self.settings.parent.clone();
         let session = match self.lease {
             None => self.grant(seconds).await?,
             Some(id) => self.adopt(id).await?,
@@ -161,8 +172,8 @@ impl SessionBuilder {
                 return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
             };
             let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
-            let lease = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.margin));
-            let session = Session::new(self.client.clone(), lease);
+            let lease = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin));
+            let session = Session::new(self.client.clone(), lease, self.settings.clone());
             // The answer may have taken longer than the lease lives.
             session.check()?;
             return Ok((session, granted));
@@ -175,12 +186,12 @@ impl SessionBuilder {
         let leases = self.client.leases();
         let patience = self.client.transport().limits().request_timeout;
         let now = leases.time().now();
-        let adopted = Adopting(leases.keep(id, LeaseClock::unproven(now, patience, self.margin)));
+        let adopted = Adopting(leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin)));
         let mut state = adopted.0.state();
         // The sender lives in the lease that is held here.
         let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
         match adopted.0.lost_reason() {
-            None => Ok(Session::new(self.client.clone(), adopted.0.clone())),
+            None => Ok(Session::new(self.client.clone(), adopted.0.clone(), self.settings.clone())),
             Some(LostReason::LeaseGone | LostReason::Revoked) => {
                 Err(Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
             }

@@ -11,9 +11,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::client::Client;
+#[cfg(doc)]
+use crate::error::ErrorKind;
 use crate::error::{LostReason, Result};
 use crate::lease::{Lease, SessionState};
 pub use builder::SessionBuilder;
+use builder::Settings;
 use cleanup::Cleanup;
 
 /// A session: a lease on the server, kept alive from here, and believed in no longer than the server keeps it.
@@ -51,6 +54,7 @@ struct Inner {
     client: Client,
     lease: Arc<Lease>,
     cleanup: Cleanup,
+    settings: Settings,
     /// The lease is no longer ours to revoke.
     let_go: AtomicBool,
 }
@@ -118,6 +122,19 @@ impl Session {
         self.inner.lease.lost().await
     }
 
+    /// Opens another session with this one's settings and a lease of its own: what comes after a loss. One RPC.
+    ///
+    /// The TTL is the one that this session was granted.
+    ///
+    /// # Errors
+    /// As [`SessionBuilder::open`]; [`Lost`](ErrorKind::Lost) where the parent token is cancelled.
+    ///
+    /// # Cancel safety
+    /// As [`SessionBuilder::open`].
+    pub async fn reopen(&self) -> Result<Self> {
+        Self::builder(self.client()).like(self).open().await
+    }
+
     /// Stops keeping the lease alive without revoking it, and returns its id: whoever adopts it (see
     /// [`SessionBuilder::lease`]) has the rest of its TTL to do so. Here the session is lost
     /// ([`LostReason::Orphaned`]). Go's `Orphan`.
@@ -171,10 +188,10 @@ impl Session {
         self.inner.client.transport().limits().request_timeout
     }
 
-    fn new(client: Client, lease: Arc<Lease>) -> Self {
+    fn new(client: Client, lease: Arc<Lease>, settings: Settings) -> Self {
         let cleanup = Cleanup::new(client.runtime().clone());
         lease.enter();
-        Self { inner: Arc::new(Inner { client, lease, cleanup, let_go: AtomicBool::new(false) }) }
+        Self { inner: Arc::new(Inner { client, lease, cleanup, settings, let_go: AtomicBool::new(false) }) }
     }
 }
 

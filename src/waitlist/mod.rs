@@ -74,6 +74,16 @@ impl Waitlist {
         &self.session
     }
 
+    /// The prefix of all keys of the queue.
+    pub(crate) fn prefix(&self) -> &Bytes {
+        &self.prefix
+    }
+
+    /// The key of our session in this queue.
+    pub(crate) fn key(&self) -> &Bytes {
+        &self.key
+    }
+
     /// Joins with a value, and waits until one is first.
     ///
     /// Dropped at any point, it leaves nothing behind.
@@ -91,7 +101,6 @@ impl Waitlist {
     /// Takes the first place if nobody is there: one RPC, that leaves nothing behind otherwise.
     pub(crate) async fn try_enter(&self, value: Bytes) -> Result<Place> {
         self.session.check()?;
-        let locked = || Error::new(ErrorKind::Locked, Outcome::NotApplied);
         let turn = self.session.lease_handle().locals().try_turn(&self.prefix).ok_or_else(locked)?;
         let only_if = Compare::none_with_prefix(self.prefix.clone());
         match self.session.cleanup().finish(self.clone().put(only_if, value, turn)).await? {
@@ -102,6 +111,20 @@ impl Waitlist {
             // A key of ours behind others is left of an earlier attempt: it goes as the place is dropped.
             Some(_) | None => Err(locked()),
         }
+    }
+
+    /// The first place, if our key of this create_revision has it: one RPC, that only reads.
+    pub(crate) async fn come_back(&self, create_revision: i64) -> Result<Option<Place>> {
+        self.session.check()?;
+        let turn = self.session.lease_handle().locals().try_turn(&self.prefix).ok_or_else(locked)?;
+        let txn = Txn::new().success(self.last_two(create_revision)).success(self.own());
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
+        let reply = TxnReply::try_from(answer.value)?;
+        let stands =
+            found(reply.kvs(1), "our key")?.first().is_some_and(|kv| self.is_own(kv, create_revision));
+        let first = found(reply.kvs(0), "the queue")?.len() == 1;
+        self.session.check()?;
+        Ok((stands && first).then(|| self.place(create_revision, reply.header, turn, false)))
     }
 
     /// One's turn among the tasks of this process.
@@ -131,9 +154,9 @@ impl Waitlist {
     async fn put(self, only_if: Compare, value: Bytes, turn: Turn) -> Result<Option<(Place, Standing)>> {
         let txn = Txn::new()
             .compare(only_if)
-            .success(Op::put_with_lease(self.key.clone(), value, self.session.lease()))
+            .success(Op::put_with_lease(self.key.clone(), value.clone(), self.session.lease()))
             .success(self.last_two(0))
-            .failure(self.own())
+            .failure(Op::get(self.key.clone()))
             .failure(self.last_two(0));
         let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
         let answer = match self.session.lease_handle().learn(answer) {
@@ -154,9 +177,10 @@ impl Waitlist {
                 return nothing.map(|_| None);
             }
         };
-        let leave = Leave { list: self.clone(), turn, ambiguous: answer.ambiguous };
-        let fence = Fence::new(&self.session, self.key.clone(), put.create_revision);
-        let place = Place::new(fence, put.header, leave);
+        let place = self.place(put.create_revision, put.header, turn, answer.ambiguous);
+        if let Some(kv) = put.found.filter(|kv| kv.value != value) {
+            self.replace(kv.mod_revision, value).await?;
+        }
         let standing = match put.standing {
             Some(standing) => standing,
             // Others joined after an earlier attempt of ours: the last two do not tell who is before us.
@@ -169,14 +193,15 @@ impl Waitlist {
     fn read_put(&self, answer: pb::TxnResponse) -> Result<Option<Put>> {
         let reply = TxnReply::try_from(answer)?;
         let revision = reply.header.revision;
-        let create_revision = match reply.succeeded {
-            true => revision,
+        let found = match reply.succeeded {
+            true => None,
             false => match found(reply.kvs(0), "our key")?.first() {
-                Some(kv) if kv.key == self.key => kv.create_revision,
+                Some(kv) if kv.key == self.key => Some(kv.clone()),
                 Some(kv) => return Err(unexpected(format!("the key {:?} for our own", kv.key))),
                 None => return Ok(None),
             },
         };
+        let create_revision = found.as_ref().map_or(revision, |kv| kv.create_revision);
         let last_two = reply.ranged(1).ok_or_else(|| unexpected("no answer for the queue"))?;
         let standing = match &last_two.kvs[..] {
             [last] if self.is_own(last, create_revision) => Some(Standing::First),
@@ -189,7 +214,21 @@ impl Waitlist {
             _ if reply.succeeded => return Err(unexpected("our key is not the last of the queue")),
             _ => None,
         };
-        Ok(Some(Put { create_revision, header: reply.header, standing }))
+        Ok(Some(Put { create_revision, found, header: reply.header, standing }))
+    }
+
+    /// Gives a key that was found (of an earlier owner of the lease, say) our value, if nobody has written it since.
+    async fn replace(&self, mod_revision: i64, value: Bytes) -> Result<()> {
+        let txn = Txn::new()
+            .compare(Compare::mod_revision(self.key.clone()).is(mod_revision))
+            .success(Op::put_with_lease(self.key.clone(), value, self.session.lease()));
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
+        self.session.lease_handle().learn(answer).map(drop)
+    }
+
+    fn place(&self, create_revision: i64, header: pb::ResponseHeader, turn: Turn, ambiguous: bool) -> Place {
+        let leave = Leave { list: self.clone(), turn, ambiguous };
+        Place::new(Fence::new(&self.session, self.key.clone(), create_revision), header, leave)
     }
 
     /// Waits until the predecessor is gone; tells who stands before the place then.
@@ -312,8 +351,14 @@ impl Waitlist {
 /// What [`Waitlist::put`] brought back.
 struct Put {
     create_revision: i64,
+    /// Our key as it was found, where it was not created.
+    found: Option<KeyValue>,
     header: pb::ResponseHeader,
     standing: Option<Standing>,
+}
+
+fn locked() -> Error {
+    Error::new(ErrorKind::Locked, Outcome::NotApplied)
 }
 
 fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {

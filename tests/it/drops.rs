@@ -4,16 +4,17 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, On};
 use etcd_concurrency::pb::etcdserverpb::LeaseLeasesRequest;
-use etcd_concurrency::{Client, Mutex, Session};
+use etcd_concurrency::{Client, Election, Leadership, Mutex, Op, Session, Txn};
 
-use crate::locking::queue;
 use crate::support::backend::{Backend, on_every_backend};
 use crate::support::poll::until;
+use crate::support::queue::queue;
 
 const LONG: Duration = Duration::from_secs(30);
 /// More than any of these futures is polled.
@@ -192,5 +193,131 @@ on_every_backend! {
         }
         guard.unlock().await.unwrap();
         nothing_left(&backend, &observer, &name, 10).await;
+    }
+
+    async fn an_uncontended_campaign(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let elected = at_most(polls, election.campaign("value")).await;
+            let done = elected.is_some();
+            if let Some(leadership) = elected {
+                leadership.unwrap().resign().await.unwrap();
+            }
+            // Waits for what the dropped one left to the background.
+            election.campaign("value").await.unwrap().resign().await.unwrap();
+            nothing_left(&backend, &observer, &name, polls).await;
+            if done {
+                return;
+            }
+        }
+        panic!("never elected");
+    }
+
+    /// The key of an earlier process is found, and is given another value.
+    async fn a_campaign_that_finds_its_key(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let key = format!("{name}/{:x}", session.lease());
+            observer.txn(Txn::new().success(Op::put_with_lease(key, "old", session.lease()))).await.unwrap();
+            let elected = at_most(polls, election.campaign("value")).await;
+            let done = elected.is_some();
+            if let Some(leadership) = elected {
+                leadership.unwrap().resign().await.unwrap();
+            }
+            election.campaign("value").await.unwrap().resign().await.unwrap();
+            nothing_left(&backend, &observer, &name, polls).await;
+            if done {
+                return;
+            }
+        }
+        panic!("never elected");
+    }
+
+    async fn what_a_leader_does(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let leadership = election.campaign("value").await.unwrap();
+            let proclaimed = at_most(polls, leadership.proclaim("dropped")).await;
+            // Whatever became of it, the next one is made.
+            leadership.proclaim("newest").await.unwrap();
+            assert_eq!(election.leader().await.unwrap().unwrap().value, "newest");
+            let resigned = at_most(polls, leadership.resign()).await;
+            nothing_left(&backend, &observer, &name, polls).await;
+            if let (Some(proclaimed), Some(resigned)) = (proclaimed, resigned) {
+                proclaimed.unwrap();
+                return resigned.unwrap();
+            }
+        }
+        panic!("never done");
+    }
+
+    /// A process that comes back and thinks better of it leaves the seat as it was, or free.
+    async fn a_return_to_the_seat(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let key = format!("{name}/{:x}", session.lease());
+            let put = Txn::new().success(Op::put_with_lease(key.clone(), "old", session.lease()));
+            let token = observer.txn(put).await.unwrap().header.revision;
+            let resumed = at_most(polls, election.resume(&key, token)).await;
+            let done = resumed.is_some();
+            if let Some(leadership) = resumed {
+                leadership.unwrap().resign().await.unwrap();
+            } else {
+                // The seat still is what it was: the turn must be free again.
+                election.resume(&key, token).await.unwrap().resign().await.unwrap();
+            }
+            nothing_left(&backend, &observer, &name, polls).await;
+            if done {
+                return;
+            }
+        }
+        panic!("never back");
+    }
+
+    async fn an_observation(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let mut following = election.observe();
+            let seen = at_most(polls, following.next()).await;
+            drop(following);
+            nothing_left(&backend, &observer, &name, polls).await;
+            if let Some(seen) = seen {
+                return assert_eq!(seen.unwrap(), None);
+            }
+        }
+        panic!("never seen");
+    }
+
+    async fn leading(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("seat"), backend.client());
+        let session = Session::open(&backend.client()).await.unwrap();
+        let election = Election::new(&session, &name).unwrap();
+        for polls in 0..MANY {
+            let work = |leadership: Arc<Leadership>| async move { drop(leadership.proclaim("busy").await) };
+            let led = at_most(polls, election.lead("value", work)).await;
+            let done = led.is_some();
+            election.campaign("value").await.unwrap().resign().await.unwrap();
+            nothing_left(&backend, &observer, &name, polls).await;
+            if done {
+                return led.unwrap().unwrap();
+            }
+        }
+        panic!("never led");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
 
 use etcd_concurrency::{Client, Compare, ErrorKind, LostReason, Mutex, MutexGuard, Op, Session, Txn};
 use tokio::task::JoinHandle;
@@ -10,29 +9,10 @@ use tokio::task::JoinHandle;
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
-
-const LONG: Duration = Duration::from_secs(20);
-
-async fn session(client: &Client) -> Session {
-    Session::builder(client).ttl(Duration::from_secs(30)).open().await.expect("a session")
-}
+use crate::support::queue::{LONG, queue, quiet, revoke, session, until_queue};
 
 fn mutex(session: &Session, name: &str) -> Mutex {
     Mutex::new(session, name).expect("a good name")
-}
-
-/// How many keys there are under a name.
-pub(crate) async fn queue(client: &Client, name: &str) -> usize {
-    let read = Txn::new().success(Op::get_prefix(format!("{name}/")));
-    let reply = client.txn(read).await.expect("a read");
-    reply.kvs(0).expect("a range").len()
-}
-
-async fn until_queue(client: &Client, name: &str, len: usize) {
-    until(&format!("{len} keys under {name}"), LONG, async || {
-        (queue(client, name).await == len).then_some(())
-    })
-    .await;
 }
 
 /// Asks for the lock in a task, and returns once its key stands in the queue.
@@ -46,18 +26,6 @@ async fn ask(
     let asking = tokio::spawn(async move { mutex.lock().await });
     until_queue(observer, name, place).await;
     asking
-}
-
-/// Returns once a client has made no call for a while.
-async fn quiet(counter: &RpcCounter) {
-    let (mut last, mut same) = (counter.unary_total(), 0);
-    until("quiet", LONG, async || {
-        let now = counter.unary_total();
-        same = if now == last { same + 1 } else { 0 };
-        last = now;
-        (same >= 30).then_some(())
-    })
-    .await;
 }
 
 on_every_backend! {
@@ -332,10 +300,4 @@ on_every_backend! {
         assert_eq!(guard.run_cooperative(|_| async { 7 }).await.unwrap(), 7);
         assert_eq!(queue(&backend.client(), &name).await, 0);
     }
-}
-
-/// What an operator, or an expiry, does to a lease.
-pub(crate) async fn revoke(client: &Client, id: i64) {
-    let request = etcd_concurrency::pb::etcdserverpb::LeaseRevokeRequest { id };
-    client.lease_client().lease_revoke(request).await.expect("a lease to revoke");
 }

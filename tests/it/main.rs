@@ -13,6 +13,7 @@ mod connect;
 mod descriptors;
 mod differential;
 mod drops;
+mod election;
 mod faults;
 mod garbage;
 mod harness;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::{Client, Mutex, Session, SessionState};
 
-use crate::locking::queue;
 use crate::support::etcd::{Cluster, Etcd, Version};
 use crate::support::poll::until;
+use crate::support::queue::queue;
 
 const LONG: Duration = Duration::from_secs(30);
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use etcd_concurrency::{ErrorKind, LostReason, Mutex, Op, Session, SessionState, Txn};
 use tokio_util::sync::CancellationToken;
 
-use crate::locking::{queue, revoke};
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
+use crate::support::queue::{queue, revoke};
 
 const LONG: Duration = Duration::from_secs(20);
 const S: fn(u64) -> Duration = Duration::from_secs;

@@ -14,7 +14,7 @@ mod scan;
 const FLOORS: &[&[&str]] = &[
     &["recipes"],
     &["mutex", "election", "stm"],
-    &["waitlist"],
+    &["waitlist", "view"],
     &["fence"],
     &["session"],
     &["client"],

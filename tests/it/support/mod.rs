@@ -8,5 +8,6 @@ pub(crate) mod part;
 pub(crate) mod poll;
 pub(crate) mod port;
 pub(crate) mod proxy;
+pub(crate) mod queue;
 pub(crate) mod rival;
 pub(crate) mod supervisor;

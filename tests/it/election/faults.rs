@@ -1,0 +1,139 @@
+//! What goes wrong between a candidate and the server, on the fake and its paused clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::{Client, LostReason, Op, Outcome, Session, Txn};
+use tokio::time::timeout;
+
+use super::election;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+async fn session(client: &Client) -> Session {
+    Session::builder(client).ttl(S(60)).open().await.unwrap()
+}
+
+fn value(fake: &FakeEtcd) -> Option<String> {
+    let snapshot = fake.snapshot();
+    let kv = snapshot.keys.iter().find(|kv| kv.key.starts_with(b"seat/"))?;
+    Some(String::from_utf8(kv.value.to_vec()).unwrap())
+}
+
+fn puts(value: &'static str) -> impl Fn(&TxnRequest) -> bool + Send + Sync + 'static {
+    move |txn| {
+        txn.success
+            .iter()
+            .any(|op| matches!(&op.request, Some(Request::RequestPut(put)) if put.value == value))
+    }
+}
+
+/// A campaign whose reply is lost is repeated, and finds its own key with its own value.
+#[tokio::test(start_paused = true)]
+async fn the_reply_of_a_campaign_is_lost() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        fake.fault(On::rpc(Rpc::Txn).matching(puts("a")).once(), Do::lose_reply_by(lost));
+        let leadership = election(&session, "seat").campaign("a").await.unwrap();
+        assert_eq!(value(&fake).as_deref(), Some("a"));
+        leadership.proclaim("b").await.unwrap();
+        leadership.resign().await.unwrap();
+        assert_eq!(value(&fake), None);
+    }
+}
+
+/// A proclamation whose reply is lost was made: it is settled by reading it back, and made once.
+#[tokio::test(start_paused = true)]
+async fn the_reply_of_a_proclamation_is_lost() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        let fault = fake.fault(On::rpc(Rpc::Txn).matching(puts("b")).once(), Do::lose_reply_by(lost));
+        let before = fake.revision();
+        let header = leadership.proclaim("b").await.unwrap();
+        assert_eq!((fault.hits(), fake.revision(), header.revision), (1, before + 1, before + 1));
+    }
+    // And what follows knows what it left.
+    leadership.proclaim("c").await.unwrap();
+    assert_eq!(value(&fake).as_deref(), Some("c"));
+}
+
+/// A proclamation that straggles between members: the one after it is not covered by it.
+#[tokio::test(start_paused = true)]
+async fn a_late_proclamation_never_covers_a_newer_one() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    let late = fake.fault(On::rpc(Rpc::Txn).matching(puts("old")).once(), Do::delay(S(9)));
+    // The caller gives up; the request is on its way.
+    timeout(S(1), leadership.proclaim("old")).await.expect_err("it takes nine seconds");
+    leadership.proclaim("new").await.unwrap();
+    assert_eq!(late.hits(), 1);
+    tokio::time::sleep(S(20)).await;
+    assert_eq!(value(&fake).as_deref(), Some("new"));
+    leadership.proclaim("newer").await.unwrap();
+}
+
+/// Nobody can tell what became of a proclamation: that is said, and the next one is made all the same.
+#[tokio::test(start_paused = true)]
+async fn a_proclamation_of_unknown_fate_is_told_as_that() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn), Do::lose_reply());
+    let error = leadership.proclaim("b").await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    lost.remove();
+    assert!(leadership.is_valid());
+    leadership.proclaim("c").await.unwrap();
+    assert_eq!(value(&fake).as_deref(), Some("c"));
+}
+
+/// The seat is lost between a proclamation's two attempts: whether the first was applied nobody knows.
+#[tokio::test(start_paused = true)]
+async fn a_seat_lost_in_mid_proclamation_is_no_claim_that_nothing_happened() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts("b")).once(), Do::lose_reply_by(LoseReply::Hang));
+    let proclaiming = leadership.proclaim("b");
+    tokio::pin!(proclaiming);
+    timeout(S(1), &mut proclaiming).await.expect_err("the reply is lost");
+    let key = leadership.key().clone();
+    fake.client().txn(Txn::new().success(Op::delete(key))).await.unwrap();
+    let error = proclaiming.await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert_eq!(leadership.lost().await, LostReason::KeyDeleted);
+}
+
+/// etcd#22123: Go's Resign forgets the leadership after an error. Ours goes on until the seat is free.
+#[tokio::test(start_paused = true)]
+async fn a_resignation_that_fails_goes_on_in_the_background() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    let down = fake.fault(On::rpc(Rpc::Txn), Do::cut());
+    let error = leadership.resign().await.unwrap_err();
+    assert!(error.lost_reason().is_none(), "{error}");
+    assert_eq!(value(&fake).as_deref(), Some("a"));
+    down.remove();
+    fake.until(|fake| value(fake).is_none()).await;
+    assert!(session.is_valid());
+}
+
+/// etcd#21128: Go's Campaign leaves its key behind after errors other than cancellation.
+#[tokio::test(start_paused = true)]
+async fn a_campaign_that_fails_leaves_no_key() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let leads = election(&a, "seat").campaign("a").await.unwrap();
+    // Its watch is refused: the wait cannot go on.
+    let refused = tonic::Status::permission_denied("etcdserver: permission denied");
+    fake.fault(On::open(Rpc::Watch).client("b"), Do::fail(refused));
+    election(&b, "seat").campaign("b").await.unwrap_err();
+    fake.until(|fake| fake.snapshot().keys.len() == 1).await;
+    assert!(leads.is_valid() && b.is_valid());
+}

@@ -1,0 +1,1 @@
+//! Go candidates and ours in one election.
