@@ -3,9 +3,10 @@
 //! `cargo run --example tour` runs on the fake etcd; with `ETCD_ENDPOINTS=http://127.0.0.1:2379` on a real one.
 #![allow(clippy::print_stdout, reason = "a tour tells what it sees")]
 
+mod common;
+
 use std::time::Duration;
 
-use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::{Client, Compare, ErrorKind, Mutex, MutexGuard, Op, Session, Txn};
 use tokio::task::JoinHandle;
 
@@ -13,17 +14,7 @@ const LOCK: &str = "tour/lock";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let client = match std::env::var("ETCD_ENDPOINTS") {
-        Ok(endpoints) => {
-            println!("connecting to {endpoints}");
-            Client::connect(endpoints.as_str()).await?
-        }
-        Err(_) => {
-            println!("starting a fake etcd in this process (set ETCD_ENDPOINTS for a real one)");
-            FakeEtcd::start().client()
-        }
-    };
-
+    let client = common::client().await?;
     let alice = session(&client, "alice").await?;
     let guard = Mutex::new(&alice, LOCK)?.lock().await?;
     println!("alice has the lock: key {}, fencing token {}", text(guard.key()), guard.token());

@@ -1,9 +1,9 @@
-//! Sessions and fenced locks on etcd v3: the job of Go's `clientv3/concurrency`, at the level of the protocol.
+//! Sessions, fenced locks and elections on etcd v3: the job of Go's `clientv3/concurrency`, at the level of the protocol.
 //!
 //! A [`Client`] speaks etcd's own gRPC, over connections of its own or over any tower service. A [`Session`] is a
 //! lease that is kept alive, and believed in no longer than the server keeps it. A [`Mutex`] is a lock that is taken
 //! with a session; its [`MutexGuard`] has a fencing token, and transactions that the server refuses once the lock is
-//! lost.
+//! lost. An [`Election`] is a lock whose holder has something to say, and whom everybody can follow.
 //!
 //! ```
 //! use etcd_concurrency::{Mutex, Op, Session};
@@ -26,6 +26,8 @@
 //! |---|---|
 //! | be the only one who does something | [`Mutex::lock`], and inside it [`MutexGuard::run`] |
 //! | try, and go on if another does it | [`Mutex::try_lock`] |
+//! | be the one of many processes that does a job for good | [`Election::lead`] |
+//! | know who does it | [`Election::leader`], [`Election::observe`] |
 //! | write to etcd only while I hold the lock | [`Fence::txn`] |
 //! | write elsewhere only while I hold the lock | [`Fence::token`], checked by who is written to |
 //! | know when I lost it, and why | [`Fence::lost`], [`LostReason`] |

@@ -198,7 +198,7 @@ async fn two_go_rivals_exclude_each_other() {
     let scratch = etcd.dir().join("inside");
     let rival = || {
         let endpoints = etcd.endpoint();
-        Rival::start(Order { endpoints, name: "rivals", acquisitions: 20, scratch: &scratch })
+        Rival::start(Order { role: "mutex", endpoints, name: "rivals", acquisitions: 20, scratch: &scratch })
     };
     let (first, second) = (rival(), rival());
     let held = [first.finish(6 * SOON).await, second.finish(6 * SOON).await].concat();

@@ -1,13 +1,12 @@
 //! Go's `concurrency.Mutex` and ours on one name.
 
-use std::fs::OpenOptions;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use etcd_concurrency::{Client, Mutex, Session};
 
 use crate::support::etcd::{Etcd, Version};
-use crate::support::rival::{Held, Order, Rival, assert_exclusive};
+use crate::support::rival::{Held, Order, Rival, assert_exclusive, inside};
 
 /// Four of each, 125 acquisitions each: 1,000 in all.
 const EACH: usize = 4;
@@ -28,8 +27,9 @@ async fn go_and_we_exclude_each_other_on_etcd_3_4() {
 async fn compete(version: Version) {
     let etcd = Etcd::start(version).await;
     let (name, scratch) = ("rivals/lock", etcd.dir().join("inside"));
-    let order = || Order { endpoints: etcd.endpoint(), name, acquisitions: TIMES, scratch: &scratch };
-    let theirs: Vec<Rival> = (0..EACH).map(|_| Rival::start(order())).collect();
+    let order =
+        Order { role: "mutex", endpoints: etcd.endpoint(), name, acquisitions: TIMES, scratch: &scratch };
+    let theirs: Vec<Rival> = (0..EACH).map(|_| Rival::start(order)).collect();
     let ours: Vec<_> =
         (0..EACH).map(|_| tokio::spawn(contend(etcd.endpoint().to_owned(), name, scratch.clone()))).collect();
 
@@ -52,21 +52,9 @@ async fn contend(endpoint: String, name: &'static str, scratch: PathBuf) -> Vec<
     let mut held = Vec::new();
     for _ in 0..TIMES {
         let guard = mutex.lock().await.expect("the lock");
-        let entered = unix_nanos();
-        inside(&scratch);
-        let key = String::from_utf8(guard.key().to_vec()).expect("a readable key");
-        held.push(Held { token: guard.token(), key, entered, left: unix_nanos() });
+        held.push(inside(&scratch, guard.token(), guard.key(), async {}).await);
         guard.unlock().await.expect("released");
     }
     session.close().await.expect("closed");
     held
-}
-
-fn inside(scratch: &Path) {
-    OpenOptions::new().write(true).create_new(true).open(scratch).expect("nobody else is inside");
-    std::fs::remove_file(scratch).expect("nobody else was inside");
-}
-
-fn unix_nanos() -> u128 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos()
 }

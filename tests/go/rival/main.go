@@ -1,12 +1,13 @@
 // Command rival takes a lock with etcd's own Go client, again and again, so that a test can let
-// it compete with ours on one name.
+// it compete with ours on one name; or stands for election, or observes one (-as).
 //
 // In every critical section it creates the scratch file, which must not exist, prints
 //
 //	held <token> <key> <entered> <left>
 //
 // (the token is the create revision of its key, the times are Unix nanoseconds) and removes the
-// file. It exits with 3 if the file was there: somebody else was inside.
+// file. It exits with 3 if the file was there: somebody else was inside. A leader's term is a
+// critical section, see election.go.
 package main
 
 import (
@@ -30,8 +31,9 @@ const exitOverlap = 3
 var errOverlap = errors.New("somebody else is inside")
 
 var (
+	as        = flag.String("as", "mutex", "mutex, candidate or observer")
 	endpoints = flag.String("endpoints", "", "etcd's endpoints, with commas between")
-	name      = flag.String("name", "", "the lock's name")
+	name      = flag.String("name", "", "the lock's name, or the election's")
 	n         = flag.Int("n", 1, "how often to take it")
 	scratch   = flag.String("scratch", "", "the file that exists only inside the critical section")
 	ttl       = flag.Int("ttl", 10, "the session's TTL in seconds")
@@ -74,12 +76,28 @@ func compete() error {
 	}
 	defer session.Close()
 
+	switch *as {
+	case "mutex":
+		return lock(ctx, session)
+	case "candidate":
+		return lead(ctx, session)
+	case "observer":
+		return observe(ctx, session)
+	}
+	return fmt.Errorf("-as=%s: what is that?", *as)
+}
+
+func lock(ctx context.Context, session *concurrency.Session) error {
 	mutex := concurrency.NewMutex(session, *name)
 	for range *n {
 		if err := mutex.Lock(ctx); err != nil {
 			return fmt.Errorf("lock: %w", err)
 		}
-		if err := inside(mutex); err != nil {
+		owner := mutex.IsOwner()
+		if err := inside(owner.GetCompare().GetCreateRevision(), mutex.Key(), func() error {
+			time.Sleep(*work)
+			return nil
+		}); err != nil {
 			return err
 		}
 		if err := mutex.Unlock(ctx); err != nil {
@@ -90,24 +108,24 @@ func compete() error {
 }
 
 // inside is the critical section.
-func inside(mutex *concurrency.Mutex) error {
+func inside(token int64, key string, work func() error) error {
 	entered := time.Now()
 	file, err := os.OpenFile(*scratch, os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w", mutex.Key(), errOverlap)
+		return fmt.Errorf("%s: %w", key, errOverlap)
 	}
 	if err != nil {
 		return err
 	}
 	file.Close()
-	time.Sleep(*work)
+	if err := work(); err != nil {
+		return err
+	}
 	if err := os.Remove(*scratch); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", mutex.Key(), errOverlap)
+		return fmt.Errorf("%s: %w", key, errOverlap)
 	} else if err != nil {
 		return err
 	}
-	owner := mutex.IsOwner()
-	token := owner.GetCompare().GetCreateRevision()
-	_, err = fmt.Printf("held %d %s %d %d\n", token, mutex.Key(), entered.UnixNano(), time.Now().UnixNano())
+	_, err = fmt.Printf("held %d %s %d %d\n", token, key, entered.UnixNano(), time.Now().UnixNano())
 	return err
 }

@@ -1,9 +1,11 @@
-//! Go's own client as a contender for the same lock: see `tests/go/rival`.
+//! Go's own client as a contender for the same lock or seat, or as an observer: see `tests/go/rival`.
 
+use std::fs::OpenOptions;
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::poll;
 use super::supervisor::Supervisor;
@@ -20,7 +22,10 @@ pub(crate) struct Held {
 }
 
 /// What a rival is to do.
+#[derive(Clone, Copy)]
 pub(crate) struct Order<'a> {
+    /// `mutex`, `candidate` or `observer`.
+    pub(crate) role: &'a str,
     pub(crate) endpoints: &'a str,
     pub(crate) name: &'a str,
     pub(crate) acquisitions: usize,
@@ -38,6 +43,7 @@ impl Rival {
     pub(crate) fn start(order: Order<'_>) -> Rival {
         let command = [
             program().display().to_string(),
+            format!("-as={}", order.role),
             format!("-endpoints={}", order.endpoints),
             format!("-name={}", order.name),
             format!("-n={}", order.acquisitions),
@@ -53,10 +59,15 @@ impl Rival {
 
     /// The times it has held the lock so far.
     pub(crate) fn held(&self) -> Vec<Held> {
+        self.lines("held ").iter().map(|line| parse(line)).collect()
+    }
+
+    /// What follows `prefix` in every line that has it.
+    pub(crate) fn lines(&self, prefix: &str) -> Vec<String> {
         let output = self.process.output();
         // A line without its end is still being written.
         let lines = output.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        lines.filter_map(|line| line.strip_prefix("held ")).map(parse).collect()
+        lines.filter_map(|line| line.strip_prefix(prefix)).map(|line| line.trim_end().to_owned()).collect()
     }
 
     /// Waits for its end, fails on an overlap or any other error, and gives what it held.
@@ -77,6 +88,20 @@ pub(crate) fn assert_exclusive(mut held: Vec<Held>) {
         // One session that takes a lock twice makes a new key each time.
         assert!(first.token < second.token, "tokens do not grow: {first:?}, then {second:?}");
     }
+}
+
+/// The critical section: nobody else is in it while the file is there.
+pub(crate) async fn inside(scratch: &Path, token: i64, key: &[u8], work: impl Future<Output = ()>) -> Held {
+    let entered = unix_nanos();
+    OpenOptions::new().write(true).create_new(true).open(scratch).expect("nobody else is inside");
+    work.await;
+    std::fs::remove_file(scratch).expect("nobody else was inside");
+    let key = String::from_utf8(key.to_vec()).expect("a readable key");
+    Held { token, key, entered, left: unix_nanos() }
+}
+
+fn unix_nanos() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos()
 }
 
 fn parse(line: &str) -> Held {
