@@ -161,6 +161,16 @@ pub enum ErrorKind {
     /// The guard's key is gone: the server refused the fenced transaction.
     #[error("fenced: the guard's key is gone")]
     Fenced,
+    /// Those who use a name do not agree on what is behind it.
+    #[error("the {what} of this name: {ours} here, {theirs} elsewhere")]
+    Mismatch {
+        /// What they do not agree on.
+        what: &'static str,
+        /// What it is here.
+        ours: String,
+        /// What it is for those who were first.
+        theirs: String,
+    },
     /// There is no such leadership to go on with: the seat is gone, or another's.
     #[error("not the leader: the seat is gone")]
     NotLeader,

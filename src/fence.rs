@@ -71,7 +71,7 @@ impl Fence {
 
     /// A transaction that the server commits only while this key exists.
     pub fn txn(&self) -> FencedTxn<'_> {
-        FencedTxn { fence: self, txn: Txn::new() }
+        FencedTxn::new(std::slice::from_ref(self))
     }
 
     /// True while the session is valid and the key not known to be gone. Reads the clock, not the network.
@@ -200,28 +200,6 @@ impl Fence {
     fn is_this(&self, kv: &KeyValue) -> bool {
         kv.key == self.0.key && kv.create_revision == self.0.create_revision
     }
-
-    /// Commits a transaction behind the fence.
-    async fn commit(&self, txn: Txn) -> Result<TxnReply> {
-        // Saves the server the trouble, and whoever wakes late the wait for its answer.
-        self.check()?;
-        // The fence's own failure must not be taken for that of the user's compares.
-        let flat = txn.is_unconditional();
-        let fenced = match flat {
-            true => txn.compare(self.is_owner()),
-            false => Txn::new().compare(self.is_owner()).success(Op::txn(txn)),
-        };
-        let answer = self.0.client.transport().txn(fenced.into(), Repeat::Never).await;
-        let reply = TxnReply::try_from(self.0.lease.learn(answer)?.value)?;
-        match reply.succeeded {
-            false => {
-                self.fall(LostReason::KeyDeleted);
-                Err(Error::new(ErrorKind::Fenced, Outcome::NotApplied).at("KV/Txn"))
-            }
-            true if flat => Ok(reply),
-            true => reply.inner(),
-        }
-    }
 }
 
 impl fmt::Debug for Fence {
@@ -261,11 +239,16 @@ impl fmt::Debug for Fence {
 #[derive(Debug)]
 #[must_use = "nothing happens before `commit`"]
 pub struct FencedTxn<'a> {
-    fence: &'a Fence,
+    /// At least one.
+    fences: &'a [Fence],
     txn: Txn,
 }
 
-impl FencedTxn<'_> {
+impl<'a> FencedTxn<'a> {
+    pub(crate) fn new(fences: &'a [Fence]) -> Self {
+        Self { fences, txn: Txn::new() }
+    }
+
     /// Adds a compare of your own.
     pub fn compare(mut self, compare: Compare) -> Self {
         self.txn = self.txn.compare(compare);
@@ -294,7 +277,25 @@ impl FencedTxn<'_> {
     /// # Cancel safety
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn commit(self) -> Result<TxnReply> {
-        self.fence.commit(self.txn).await
+        // Saves the server the trouble, and whoever wakes late the wait for its answer.
+        self.fences.iter().try_for_each(Fence::check)?;
+        let fenced = |txn: Txn| self.fences.iter().fold(txn, |txn, fence| txn.compare(fence.is_owner()));
+        // The fence's own failure must not be taken for that of the user's compares.
+        let flat = self.txn.is_unconditional();
+        let request = if flat { fenced(self.txn) } else { fenced(Txn::new()).success(Op::txn(self.txn)) };
+        let Inner { client, lease, .. } = &*self.fences[0].0;
+        let answer = client.transport().txn(request.into(), Repeat::Never).await;
+        let reply = TxnReply::try_from(lease.learn(answer)?.value)?;
+        match reply.succeeded {
+            false => {
+                if let [fence] = self.fences {
+                    fence.fall(LostReason::KeyDeleted);
+                }
+                Err(Error::new(ErrorKind::Fenced, Outcome::NotApplied).at("KV/Txn"))
+            }
+            true if flat => Ok(reply),
+            true => reply.inner(),
+        }
     }
 }
 

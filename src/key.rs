@@ -24,6 +24,13 @@ pub(crate) fn owner_key(prefix: &[u8], lease: i64) -> Bytes {
     key.into()
 }
 
+/// A key that a session puts once and never again: that of its [owner](owner_key), and 64 random bits.
+pub(crate) fn unique_key(prefix: &[u8], lease: i64) -> Bytes {
+    let mut key = owner_key(prefix, lease).to_vec();
+    key.extend_from_slice(format!("-{:016x}", fastrand::u64(..)).as_bytes());
+    key.into()
+}
+
 /// The prefix of a name: the name and a slash, so that `job` does not reach into `job2`.
 pub(crate) fn name_prefix(name: &[u8]) -> Bytes {
     let mut prefix = Vec::with_capacity(name.len() + 1);

@@ -1,16 +1,12 @@
 //! A fenced lock.
 
-use std::future::Future;
-use std::ops::Deref;
-
 use bytes::Bytes;
 
 use crate::error::Result;
+#[cfg(doc)]
 use crate::fence::Fence;
-use crate::pb::etcdserverpb::ResponseHeader;
 use crate::session::Session;
-use crate::waitlist::{Place, Waitlist};
-use tokio_util::sync::CancellationToken;
+use crate::waitlist::{Place, Waitlist, guard};
 
 /// A lock on a name, held by one session at a time, granted in the order of asking. Go's `concurrency.Mutex`.
 ///
@@ -106,72 +102,4 @@ pub struct MutexGuard {
     place: Place,
 }
 
-impl MutexGuard {
-    /// What is held: a handle that may be cloned and handed on.
-    pub fn fence(&self) -> &Fence {
-        self.place.fence()
-    }
-
-    /// The session that the lock is held with.
-    pub fn session(&self) -> &Session {
-        self.place.session()
-    }
-
-    /// The header of the answer that proved the lock to be ours. Go's `Header`.
-    pub fn header(&self) -> &ResponseHeader {
-        self.place.header()
-    }
-
-    /// Runs work until it ends or the lock is lost, whichever is first, then releases the lock. On a loss the work is
-    /// dropped, wherever it waits: it must not have handed on what it does to other tasks.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) with the reason, if the lock was lost before the work ended; or
-    /// before the release, in which case the work had ended but may have outlived the lock. A release that fails
-    /// otherwise goes on in the background, and the work's value is returned.
-    ///
-    /// # Cancel safety
-    /// Dropping the future drops the work and releases the lock in the background.
-    pub async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
-        self.place.run(work).await
-    }
-
-    /// Runs work that ends by itself when it is told: the token it is given is cancelled when the lock is lost. The
-    /// lock is released after the work has ended, so what the work does last (flush, roll back) is never cut off.
-    ///
-    /// The work is not to write without a fence once the token is cancelled: another may hold the lock by then.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run), but always after the work has ended.
-    ///
-    /// # Cancel safety
-    /// As [`run`](Self::run).
-    pub async fn run_cooperative<T, F>(self, work: impl FnOnce(CancellationToken) -> F) -> Result<T>
-    where
-        F: Future<Output = T>,
-    {
-        self.place.run_cooperative(work).await
-    }
-
-    /// Releases the lock: one RPC, guarded by the key's create_revision, so that it never deletes another's key.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before: others may have held it in the
-    /// meantime. Any other error means that the release goes on in the background.
-    ///
-    /// # Cancel safety
-    /// Dropping the future lets the release go on in the background.
-    pub async fn unlock(self) -> Result<()> {
-        self.place.release().await
-    }
-}
-
-/// A guard is its fence, and the release: [`token`](Fence::token), [`txn`](Fence::txn), [`lost`](Fence::lost) and the
-/// rest are the fence's.
-impl Deref for MutexGuard {
-    type Target = Fence;
-
-    fn deref(&self) -> &Fence {
-        self.fence()
-    }
-}
+guard!(MutexGuard, unlock);

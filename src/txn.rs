@@ -299,6 +299,25 @@ impl TxnReply {
         }
     }
 
+    /// Whether the transaction within this one, at `index`, succeeded; None where there is none.
+    pub(crate) fn inner_succeeded(&self, index: usize) -> Option<bool> {
+        match self.responses.get(index)?.response.as_ref()? {
+            Response::ResponseTxn(inner) => Some(inner.succeeded),
+            _ => None,
+        }
+    }
+
+    /// What the first operation of the transaction within this one, at `index`, read, if that was a read.
+    pub(crate) fn inner_kvs(&self, index: usize) -> Option<&[KeyValue]> {
+        match self.responses.get(index)?.response.as_ref()? {
+            Response::ResponseTxn(inner) => match inner.responses.first()?.response.as_ref()? {
+                Response::ResponseRange(range) => Some(&range.kvs),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// The answer of the transaction that was the only operation of this one.
     pub(crate) fn inner(self) -> Result<Self> {
         let header = self.header;

@@ -53,6 +53,13 @@ impl Locals {
     }
 }
 
+impl Turn {
+    /// The queue that it is the turn in.
+    pub(crate) fn name(&self) -> &Bytes {
+        &self.name
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);

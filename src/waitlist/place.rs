@@ -1,38 +1,51 @@
 //! A place in the queue: what a guard is made of once it is the first.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::leave::Leave;
+use super::ticket::Ticket;
 use crate::error::{Error, LostReason, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
+use crate::transport::retry::Repeat;
+use crate::txn::Txn;
 
-/// A place in the queue. Dropped, it is given up in the background.
+/// A place in one queue or several. Dropped, it is given up in the background.
 pub(crate) struct Place {
     session: Session,
-    pub(super) fence: Fence,
-    pub(super) header: pb::ResponseHeader,
-    /// What must be done on leaving; None once it is in hand.
-    leave: Mutex<Option<Leave>>,
+    /// One for each key, all of one create_revision.
+    fences: Vec<Fence>,
+    header: pb::ResponseHeader,
+    /// To be given back on leaving; None once that is in hand.
+    ticket: Mutex<Option<Ticket>>,
 }
 
 impl Place {
-    pub(super) fn new(fence: Fence, header: pb::ResponseHeader, leave: Leave) -> Self {
-        Self { session: leave.list.session.clone(), fence, header, leave: Mutex::new(Some(leave)) }
+    pub(super) fn new(ticket: Ticket, create_revision: i64, header: pb::ResponseHeader) -> Self {
+        let session = ticket.session.clone();
+        let fence = |key: &Bytes| Fence::new(&session, key.clone(), create_revision);
+        let fences = ticket.keys().iter().map(fence).collect();
+        Self { session, fences, header, ticket: Mutex::new(Some(ticket)) }
     }
 
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The key that is held, of its incarnation.
+    /// The key that is held, of its incarnation; of several, the first.
     pub(crate) fn fence(&self) -> &Fence {
-        &self.fence
+        &self.fences[0]
+    }
+
+    /// The keys that are held.
+    pub(crate) fn fences(&self) -> &[Fence] {
+        &self.fences
     }
 
     /// The header of the answer that proved the place to be the first.
@@ -40,17 +53,52 @@ impl Place {
         &self.header
     }
 
-    /// Gives the place up: deletes the key, of this create_revision. Goes on in the background when it fails or is
+    /// The error that the loss of a key is, if one is known to be lost.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.fences.iter().try_for_each(Fence::check)
+    }
+
+    /// Proves at one revision that all keys stand: one RPC.
+    pub(super) async fn confirm(&self) -> Result<()> {
+        let txn = self.fences.iter().fold(Txn::new(), |txn, fence| txn.compare(fence.is_owner()));
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
+        match answer.value.succeeded {
+            true => Ok(()),
+            false => Err(self.why().await.into()),
+        }
+    }
+
+    /// The header's revision is that of the proof.
+    pub(crate) fn proven_at(&mut self, revision: i64) {
+        self.header.revision = self.header.revision.max(revision);
+    }
+
+    /// Resolves once a key is lost, with the reason.
+    pub(crate) async fn lost(&self) -> LostReason {
+        first(self.fences.iter().map(Fence::lost)).await
+    }
+
+    /// Resolves once a key is lost.
+    async fn ended(&self) {
+        first(self.fences.iter().map(Fence::ended)).await;
+    }
+
+    /// A key is gone: whose doing was it?
+    pub(crate) async fn why(&self) -> LostReason {
+        let lost = self.fences.iter().find(|fence| !fence.is_valid());
+        lost.unwrap_or(self.fence()).why().await
+    }
+
+    /// Gives the place up: deletes the keys, of this create_revision. Goes on in the background when it fails or is
     /// dropped. Nobody believes in the place from here on.
     pub(crate) async fn release(&self) -> Result<()> {
-        self.fence.check()?;
-        let Some(leave) = self.leave() else { return Err(LostReason::Released.into()) };
-        self.fence.fall(LostReason::Released);
-        let released = self.session.cleanup().finish(leave.release(self.fence.token())).await;
+        self.check()?;
+        let Some(ticket) = self.leave() else { return Err(LostReason::Released.into()) };
+        let released = self.session.cleanup().finish(ticket.release(self.fence().token())).await;
         match released {
             Ok(true) => Ok(()),
             // Somebody else did: for how long was the place no longer ours?
-            Ok(false) => Err(self.fence.why().await.into()),
+            Ok(false) => Err(self.why().await.into()),
             Err(error) => Err(self.session.lease_handle().lost_reason().map_or(error, Error::from)),
         }
     }
@@ -61,13 +109,13 @@ impl Place {
         let done = async {
             tokio::select! {
                 biased;
-                () = self.fence.ended() => None,
+                () = self.ended() => None,
                 done = work => Some(done),
             }
         };
         match done.await {
             Some(done) => self.finish(done).await,
-            None => Err(self.fence.lost().await.into()),
+            None => Err(self.lost().await.into()),
         }
     }
 
@@ -81,10 +129,10 @@ impl Place {
         tokio::pin!(work);
         let done = tokio::select! {
             biased;
-            () = self.fence.ended() => {
+            () = self.ended() => {
                 told.cancel();
                 work.await;
-                return Err(self.fence.lost().await.into());
+                return Err(self.lost().await.into());
             }
             done = &mut work => done,
         };
@@ -102,25 +150,39 @@ impl Place {
         }
     }
 
-    fn leave(&self) -> Option<Leave> {
-        self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// From here on the place is no longer ours.
+    fn leave(&self) -> Option<Ticket> {
+        let ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        self.fences.iter().for_each(|fence| fence.fall(LostReason::Released));
+        Some(ticket)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(leave) = self.leave()
-            && self.fence.lost_reason().is_none()
+        // The session's end takes all keys along.
+        let stands = self.fences.iter().any(Fence::is_valid);
+        if let Some(ticket) = self.leave()
+            && stands
         {
-            self.fence.fall(LostReason::Released);
-            let token = self.fence.token();
-            self.session.cleanup().spawn(async move { drop(leave.release(token).await) });
+            let token = self.fence().token();
+            self.session.cleanup().spawn(async move { drop(ticket.release(token).await) });
         }
     }
 }
 
+/// The output of the first of several futures that is ready.
+async fn first<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> T {
+    let mut futures: Vec<_> = futures.map(Box::pin).collect();
+    poll_fn(|context| {
+        let ready = futures.iter_mut().map(|future| future.as_mut().poll(context)).find(Poll::is_ready);
+        ready.unwrap_or(Poll::Pending)
+    })
+    .await
+}
+
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("fence", &self.fence).finish_non_exhaustive()
+        f.debug_struct("Place").field("fences", &self.fences).finish_non_exhaustive()
     }
 }

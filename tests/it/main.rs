@@ -21,6 +21,7 @@ mod house;
 mod locking;
 mod outages;
 mod pauses;
+mod recipes;
 mod rivals;
 mod sessions;
 mod support;

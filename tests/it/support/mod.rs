@@ -11,3 +11,9 @@ pub(crate) mod proxy;
 pub(crate) mod queue;
 pub(crate) mod rival;
 pub(crate) mod supervisor;
+
+/// The number in an environment variable, if it is set.
+pub(crate) fn env<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
+}

@@ -1,0 +1,204 @@
+//! A lock that readers share and writers have for themselves.
+
+use bytes::Bytes;
+
+use crate::error::{LostReason, Result};
+use crate::key::{name_prefix, unique_key};
+use crate::session::Session;
+use crate::transport::retry::Repeat;
+use crate::txn::{Op, Txn};
+use crate::waitlist::{Line, Place, Ticket, checked, enter, guard, try_enter};
+
+/// A lock on a name: any number of readers, or one writer, in the order of asking.
+///
+/// A reader waits for the writers that asked before it, a writer for all that did: a waiting writer is not starved, and
+/// readers who ask together are let in together. A release wakes those alone who can go on.
+///
+/// Every acquisition has a key of its own, so tasks that share a session are readers and writers like any others.
+///
+/// The key layout is that of Go's experimental recipe (`{name}/read/…`, `{name}/write/…`), so its `RWMutex` and this one
+/// exclude each other on one name; but not where writers [downgrade](RwLockWriteGuard::downgrade), which Go's knows
+/// nothing of. Go's names its keys by the clock; ours by the session's lease and a random number.
+///
+/// As for any lock, a holder that was paused may not know that it holds no more: write behind the guard's
+/// [fence](crate::Fence::txn), see [`Mutex`](crate::Mutex#what-a-lock-can-promise). Tokens order writers with all whom
+/// they exclude; readers share, so their tokens say nothing of one another.
+///
+/// ```
+/// # use etcd_concurrency::{RwLock, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let lock = RwLock::new(&session, "schema")?;
+/// let (one, two) = (lock.read().await?, lock.read().await?);
+/// assert!(lock.try_write().await.is_err());
+/// one.unlock().await?;
+/// two.unlock().await?;
+/// let writing = lock.write().await?;
+/// let reading = writing.downgrade().await?;
+/// let another = lock.read().await?;
+/// # drop((reading, another));
+/// # session.close().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct RwLock {
+    session: Session,
+    all: Bytes,
+    readers: Bytes,
+    writers: Bytes,
+}
+
+impl RwLock {
+    /// The lock of this name. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for an empty name.
+    pub fn new(session: &Session, name: impl AsRef<[u8]>) -> Result<Self> {
+        let all = name_prefix(checked(name.as_ref())?);
+        let kind = |kind: &[u8]| Bytes::from([&all, kind].concat());
+        Ok(Self { session: session.clone(), readers: kind(b"read/"), writers: kind(b"write/"), all })
+    }
+
+    /// The session that the lock is taken with.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Waits until no writer that asked before holds the lock or waits for it, and shares the lock.
+    ///
+    /// Uncontended: one RPC. Waiting makes none, except for a look at the predecessor's key every one to two minutes;
+    /// when the turn comes, none where one writer alone was waited for, else one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or the waiting key was deleted by
+    /// somebody. Whatever keeps the server from answering until the client's request timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future at any point gives up the place in the queue and leaves no key, watch or task behind: what
+    /// is under way is settled in the background.
+    pub async fn read(&self) -> Result<RwLockReadGuard> {
+        let (ticket, line) = self.reader();
+        Ok(RwLockReadGuard { place: enter(ticket, &[line], Bytes::new()).await? })
+    }
+
+    /// Waits until all that asked before have left, and has the lock alone.
+    ///
+    /// It costs what [`read`](Self::read) does.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    /// As [`read`](Self::read).
+    pub async fn write(&self) -> Result<RwLockWriteGuard> {
+        let (ticket, line) = self.writer();
+        Ok(RwLockWriteGuard { place: enter(ticket, &[line], Bytes::new()).await? })
+    }
+
+    /// Shares the lock if no writer holds it or waits for it: one RPC. Leaves nothing behind when it fails. A writer
+    /// that has downgraded still counts as one here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) where a writer does; else as [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    /// As [`read`](Self::read).
+    pub async fn try_read(&self) -> Result<RwLockReadGuard> {
+        let (ticket, line) = self.reader();
+        Ok(RwLockReadGuard { place: try_enter(ticket, &[line], Bytes::new()).await? })
+    }
+
+    /// Takes the lock if nobody holds it or waits for it: one RPC. Leaves nothing behind when it fails.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) where somebody does; else as [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    /// As [`read`](Self::read).
+    pub async fn try_write(&self) -> Result<RwLockWriteGuard> {
+        let (ticket, line) = self.writer();
+        Ok(RwLockWriteGuard { place: try_enter(ticket, &[line], Bytes::new()).await? })
+    }
+
+    fn reader(&self) -> (Ticket, Line) {
+        let key = unique_key(&self.readers, self.session.lease());
+        let line = Line::behind(&self.writers, &key).past(SHARED);
+        (Ticket::new(&self.session, vec![key]), line)
+    }
+
+    fn writer(&self) -> (Ticket, Line) {
+        let key = unique_key(&self.writers, self.session.lease());
+        let line = Line::behind(&self.all, &key);
+        (Ticket::new(&self.session, vec![key]), line)
+    }
+}
+
+/// A share of an [`RwLock`]. Owned and `'static`; dropping it releases it in the background.
+///
+/// ```
+/// # use etcd_concurrency::{RwLock, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// # let session = Session::open(&client).await?;
+/// let guard = RwLock::new(&session, "schema")?.read().await?;
+/// let rows = guard.run(async { "read while nobody writes" }).await?;
+/// # let _ = rows;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping the guard releases the lock"]
+pub struct RwLockReadGuard {
+    place: Place,
+}
+
+/// An [`RwLock`] that is held alone. Owned and `'static`; dropping it releases it in the background.
+///
+/// ```
+/// # use etcd_concurrency::{Op, RwLock, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// # let session = Session::open(&client).await?;
+/// let guard = RwLock::new(&session, "schema")?.write().await?;
+/// guard.txn().success(Op::put("schema/version", "7")).commit().await?;
+/// guard.unlock().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping the guard releases the lock"]
+pub struct RwLockWriteGuard {
+    place: Place,
+}
+
+impl RwLockWriteGuard {
+    /// Lets readers in without letting writers pass: one RPC. The token stays the same.
+    ///
+    /// Not for names that are shared with Go's `RWMutex`: a writer of Go's that waits would take the lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before. After any error the lock is released.
+    ///
+    /// # Cancel safety
+    /// Dropping the future releases the lock in the background.
+    pub async fn downgrade(self) -> Result<RwLockReadGuard> {
+        self.place.check()?;
+        let fence = self.place.fence();
+        // The same value under the same guard: twice is once.
+        let open = Op::put_with_lease(fence.key().clone(), SHARED, self.session().lease());
+        let txn = Txn::new().compare(fence.is_owner()).success(open);
+        let answer = self.session().client().transport().txn(txn.into(), Repeat::Harmless).await;
+        match self.session().lease_handle().learn(answer)?.value.succeeded {
+            true => Ok(RwLockReadGuard { place: self.place }),
+            false => {
+                fence.fall(LostReason::KeyDeleted);
+                Err(fence.lost().await.into())
+            }
+        }
+    }
+}
+
+guard!(RwLockReadGuard, unlock);
+guard!(RwLockWriteGuard, unlock);
+
+/// The value of a writer's key once readers may pass it.
+const SHARED: &[u8] = b"shared";

@@ -1,0 +1,273 @@
+//! A line: whom a key of ours stands behind, and the wait for one's turn in it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::place::Place;
+use super::{found, unexpected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::prefix_end;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::{KeyValue, event::EventType};
+use crate::transport::retry::Repeat;
+use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::watch::{Events, Watch};
+
+/// A line.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    /// The keys under this prefix that are older than ours come before us.
+    ahead: Bytes,
+    key: Bytes,
+    /// A key with this value lets us pass.
+    open: Option<&'static [u8]>,
+}
+
+/// Reads who stands before a place.
+pub(crate) trait Look {
+    /// One RPC. An error where the place no longer is one.
+    fn look(&self, place: &Place) -> impl Future<Output = Result<Standing>> + Send;
+}
+
+/// Who stands before a place.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Standing {
+    /// Nobody.
+    First,
+    /// Somebody: at least this one.
+    Behind(Predecessor),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Predecessor {
+    key: Bytes,
+    create_revision: i64,
+    /// Nobody was before it.
+    is_first: bool,
+    /// The revision at which this was read.
+    seen_at: i64,
+}
+
+impl Predecessor {
+    /// One that has others before it.
+    pub(crate) fn one_of_many(kv: &KeyValue, seen_at: i64) -> Self {
+        Self { key: kv.key.clone(), create_revision: kv.create_revision, is_first: false, seen_at }
+    }
+}
+
+impl Line {
+    /// Behind all older keys of a prefix, which may be our key's own.
+    pub(crate) fn behind(ahead: &Bytes, key: &Bytes) -> Self {
+        Self { ahead: ahead.clone(), key: key.clone(), open: None }
+    }
+
+    /// Past those whose value is this one; only the oldest of all keys may ever get it.
+    pub(crate) fn past(self, open: &'static [u8]) -> Self {
+        Self { open: Some(open), ..self }
+    }
+
+    /// Nobody is in the line.
+    pub(super) fn is_empty(&self) -> Compare {
+        Compare::none_with_prefix(self.ahead.clone())
+    }
+
+    /// The youngest two of the line, or of those up to a create_revision.
+    pub(super) fn last_two(&self, max_create_revision: i64) -> Op {
+        pb::RangeRequest {
+            key: self.ahead.clone(),
+            range_end: prefix_end(&self.ahead),
+            limit: 2,
+            sort_order: pb::range_request::SortOrder::Descend.into(),
+            sort_target: pb::range_request::SortTarget::Create.into(),
+            keys_only: self.open.is_none(),
+            max_create_revision,
+            ..Default::default()
+        }
+        .into()
+    }
+
+    pub(super) fn own(&self) -> Op {
+        pb::RangeRequest { key: self.key.clone(), keys_only: true, ..Default::default() }.into()
+    }
+
+    pub(super) fn is_own(&self, kv: &KeyValue, create_revision: i64) -> bool {
+        kv.key == self.key && kv.create_revision == create_revision
+    }
+
+    /// Who stands before us, by the youngest two as they were when our key was put; None where they do not tell, since
+    /// others may have joined after us.
+    pub(super) fn standing(
+        &self,
+        last_two: Option<&pb::RangeResponse>,
+        create_revision: i64,
+        created: bool,
+        seen_at: i64,
+    ) -> Result<Option<Standing>> {
+        let last_two = last_two.ok_or_else(|| unexpected("no answer for the queue"))?;
+        let before = match &last_two.kvs[..] {
+            [own, before @ ..] if self.is_own(own, create_revision) => before,
+            _ if created && self.key.starts_with(&self.ahead) => {
+                return Err(unexpected("our key is not the last of the queue"));
+            }
+            before if created => before,
+            _ => return Ok(None),
+        };
+        let others = last_two.count - i64::from(before.len() < last_two.kvs.len());
+        Ok(Some(self.behind_first(before, others == 1, seen_at)))
+    }
+
+    /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.
+    pub(crate) async fn wait_for(
+        &self,
+        order: &impl Look,
+        place: &mut Place,
+        predecessor: Predecessor,
+    ) -> Result<Standing> {
+        let session = place.session().clone();
+        tokio::select! {
+            biased;
+            reason = session.lost() => Err(reason.into()),
+            standing = self.watch(order, place, predecessor) => standing,
+        }
+    }
+
+    async fn watch(
+        &self,
+        order: &impl Look,
+        place: &mut Place,
+        mut predecessor: Predecessor,
+    ) -> Result<Standing> {
+        let mut both = Watch::key(predecessor.key.clone()).and_key(self.key.clone());
+        if self.open.is_none() {
+            both = both.no_put();
+        }
+        let mut watcher = place.session().client().watch(both);
+        let since = match watcher.created().await {
+            Ok(since) => since,
+            Err(error) => return look_after(order, place, error).await,
+        };
+        if since > predecessor.seen_at {
+            match order.look(place).await? {
+                // Of several keys of one create_revision we go on with the one that is watched.
+                Standing::Behind(seen) if seen.create_revision == predecessor.create_revision => {
+                    predecessor.is_first = seen.is_first;
+                }
+                other => return Ok(other),
+            }
+        }
+        let mut again = Instant::now() + second_look();
+        loop {
+            let events = tokio::select! {
+                biased;
+                events = watcher.next() => events,
+                () = tokio::time::sleep_until(again) => {
+                    // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
+                    again = Instant::now() + second_look();
+                    match stands(place, &predecessor).await? {
+                        true => continue,
+                        false => return order.look(place).await,
+                    }
+                }
+            };
+            let events = match events {
+                Ok(events) => events,
+                Err(error) => return look_after(order, place, error).await,
+            };
+            if deletes(&events, &self.key, place.fence().token()) {
+                return Err(place.fence().why().await.into());
+            }
+            if deletes(&events, &predecessor.key, predecessor.create_revision)
+                || self.opens(&events, &predecessor)
+            {
+                if !predecessor.is_first {
+                    return order.look(place).await;
+                }
+                place.proven_at(events.revision);
+                return Ok(Standing::First);
+            }
+        }
+    }
+
+    /// The standing behind the first of these, who are in the order of the youngest first.
+    fn behind_first(&self, before: &[KeyValue], is_first: bool, seen_at: i64) -> Standing {
+        match before.first() {
+            None => Standing::First,
+            Some(first) if self.lets_pass(first) => Standing::First,
+            Some(first) => Standing::Behind(Predecessor {
+                key: first.key.clone(),
+                create_revision: first.create_revision,
+                is_first,
+                seen_at,
+            }),
+        }
+    }
+
+    fn lets_pass(&self, kv: &KeyValue) -> bool {
+        self.open.is_some_and(|open| kv.value == open)
+    }
+
+    /// True where the predecessor now lets us pass.
+    fn opens(&self, events: &Events, predecessor: &Predecessor) -> bool {
+        events.events.iter().any(|event| {
+            event.r#type() == EventType::Put
+                && event.kv.as_ref().is_some_and(|kv| {
+                    kv.key == predecessor.key
+                        && kv.create_revision == predecessor.create_revision
+                        && self.lets_pass(kv)
+                })
+        })
+    }
+}
+
+impl Look for Line {
+    async fn look(&self, place: &Place) -> Result<Standing> {
+        let own = place.fence().token();
+        let txn = Txn::new().success(self.last_two(own - 1)).success(self.own());
+        let answer = place.session().client().transport().txn(txn.into(), Repeat::Read).await?;
+        let reply = TxnReply::try_from(answer.value)?;
+        let stands = found(reply.kvs(1), "our key")?.first().is_some_and(|kv| self.is_own(kv, own));
+        if !stands {
+            return Err(place.fence().why().await.into());
+        }
+        let before = found(reply.kvs(0), "the queue")?;
+        match before.first() {
+            Some(first) if first.create_revision >= own => {
+                Err(unexpected(format!("{:?} is not older than us", first.key)))
+            }
+            _ => Ok(self.behind_first(before, before.len() == 1, reply.header.revision)),
+        }
+    }
+}
+
+/// After a watch that ended: compaction loses events, so the queue is read instead. Anything else ends the wait.
+async fn look_after(order: &impl Look, place: &Place, error: Error) -> Result<Standing> {
+    match error.kind() {
+        ErrorKind::Compacted { .. } => order.look(place).await,
+        _ => Err(error),
+    }
+}
+
+/// True while the predecessor's key, of its create_revision, is there.
+async fn stands(place: &Place, predecessor: &Predecessor) -> Result<bool> {
+    let request = pb::RangeRequest { key: predecessor.key.clone(), keys_only: true, ..Default::default() };
+    let range = place.session().client().transport().range(request).await?;
+    Ok(range.kvs.first().is_some_and(|kv| kv.create_revision == predecessor.create_revision))
+}
+
+fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {
+    // A watch that starts at "now" on a member that lags behind can tell of an earlier incarnation's end.
+    events.events.iter().any(|event| {
+        event.r#type() == EventType::Delete
+            && event.kv.as_ref().is_some_and(|kv| kv.key == *key && kv.mod_revision > create_revision)
+    })
+}
+
+/// When a waiter looks for itself whether its predecessor is still there: seldom, and not all at once.
+fn second_look() -> Duration {
+    SECOND_LOOK.mul_f64(1.0 + fastrand::f64())
+}
+
+const SECOND_LOOK: Duration = Duration::from_secs(60);
