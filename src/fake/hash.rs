@@ -25,10 +25,11 @@ impl Hasher {
         hash
     }
 
-    pub(crate) fn version(&mut self, revision: i64, sub: usize, key: &Bytes, kv: Option<&KeyValue>) {
+    /// A version is known by its revision and its place among the changes of that.
+    pub(crate) fn version(&mut self, (revision, sub): (i64, u32), key: &Bytes, kv: Option<&KeyValue>) {
         self.bytes(&revision.to_be_bytes());
         self.bytes(b"_");
-        self.bytes(&(sub as u64).to_be_bytes());
+        self.bytes(&u64::from(sub).to_be_bytes());
         match kv {
             Some(kv) => self.bytes(&kv.encode_to_vec()),
             None => {
@@ -67,7 +68,7 @@ mod tests {
             value: "v".into(),
             lease: 0,
         };
-        hash.version(2, 0, &kv.key, Some(&kv));
+        hash.version((2, 0), &kv.key, Some(&kv));
         assert_eq!(hash.finish(), 3_677_685_935, "and after this one put");
     }
 }

@@ -121,7 +121,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The history as it is kept: requests whole, put into words when somebody reads them.
+/// The history as it is kept: requests in words already, since one as it came holds on to the buffer that it was
+/// read into.
 #[derive(Debug)]
 pub(crate) struct Log {
     entries: VecDeque<Entry>,
@@ -134,7 +135,7 @@ pub(crate) struct Log {
 pub(crate) struct Call {
     pub(crate) client: Arc<str>,
     pub(crate) rpc: Rpc,
-    pub(crate) request: Box<dyn Asked>,
+    pub(crate) request: Box<str>,
     pub(crate) outcome: Result<Answer, Refusal>,
     pub(crate) answered: bool,
 }
@@ -157,8 +158,13 @@ impl Log {
         Self { entries: VecDeque::new(), limit, forgotten: 0 }
     }
 
-    pub(crate) fn call(&mut self, at: Duration, revision: i64, call: Call) {
-        self.push(Entry { at, revision, what: What::Call(call) });
+    pub(crate) fn call(&mut self, at: Duration, revision: i64, call: impl FnOnce() -> Call) {
+        if self.limit == 0 {
+            // Words cost something.
+            self.forgotten += 1;
+        } else {
+            self.push(Entry { at, revision, what: What::Call(call()) });
+        }
     }
 
     pub(crate) fn note(&mut self, at: Duration, revision: i64, what: String) {
@@ -198,7 +204,7 @@ impl Entry {
                 at,
                 client: Some(Arc::clone(&call.client)),
                 rpc: Some(call.rpc),
-                request: Short(&*call.request).to_string(),
+                request: call.request.to_string(),
                 outcome: match &call.outcome {
                     Ok(answer) => Outcome::Done(answer.to_string()),
                     Err(refusal) => {
@@ -213,9 +219,10 @@ impl Entry {
     }
 }
 
-struct Short<'a>(&'a dyn Asked);
+/// A request in short.
+pub(crate) struct Short<'a, Q>(pub(crate) &'a Q);
 
-impl fmt::Display for Short<'_> {
+impl<Q: Asked> fmt::Display for Short<'_, Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.short(f)
     }

@@ -3,6 +3,7 @@
 //! Pure: it knows neither a clock nor tokio. A fresh store is at revision 1 and has never been compacted
 //! (its compaction mark is -1, as etcd's is: this shows in what it answers to negative revisions).
 //! All writes go through [`Write`]; one `Write` makes one revision, or none if it changed nothing.
+//! There is one [`Change`] for each version of a key, which the key's versions and the log of events share.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -17,28 +18,58 @@ use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 /// All keys, their history since the last compaction, and the events of every revision since then.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    keys: BTreeMap<Bytes, Vec<Version>>,
-    log: VecDeque<Changes>,
+    keys: BTreeMap<Bytes, Vec<Arc<Change>>>,
+    /// By revision, and within one in the order in which they were made.
+    log: VecDeque<Arc<Change>>,
     revision: i64,
     compacted: i64,
     /// Taken at the last compactions; a question for one of their revisions is answered from here.
     hashes: Vec<KvHash>,
 }
 
-/// The events of one revision, in the order in which they were made (their sub-revisions).
-#[derive(Debug, Clone)]
-pub(crate) struct Changes {
-    pub(crate) revision: i64,
-    pub(crate) events: Arc<[Event]>,
+/// What a key was from a revision on: a value, or nothing.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) kind: EventType,
+    /// Its place among the changes of its revision.
+    sub: u32,
+    /// Of a deletion, the key and the revision alone.
+    pub(crate) kv: KeyValue,
 }
 
-/// What a key was from this revision on: a value, or nothing.
-#[derive(Debug, Clone)]
-struct Version {
-    revision: i64,
-    /// Its place among the changes of its revision.
-    sub: usize,
-    kv: Option<KeyValue>,
+/// The changes of one revision, in the order in which they were made (their sub-revisions).
+#[derive(Debug)]
+pub(crate) struct Changes {
+    pub(crate) revision: i64,
+    pub(crate) all: Vec<Arc<Change>>,
+}
+
+impl Change {
+    pub(crate) fn revision(&self) -> i64 {
+        self.kv.mod_revision
+    }
+
+    fn place(&self) -> (i64, u32) {
+        (self.revision(), self.sub)
+    }
+
+    pub(crate) fn is_put(&self) -> bool {
+        self.kind == EventType::Put
+    }
+
+    /// Whether it made the key, so that no value was before it.
+    pub(crate) fn is_creation(&self) -> bool {
+        self.kv.create_revision == self.kv.mod_revision
+    }
+
+    /// The key from here on.
+    fn value(&self) -> Option<&KeyValue> {
+        self.is_put().then_some(&self.kv)
+    }
+
+    pub(crate) fn event(&self) -> Event {
+        Event { r#type: self.kind.into(), kv: Some(self.kv.clone()), prev_kv: None }
+    }
 }
 
 impl Store {
@@ -72,7 +103,7 @@ impl Store {
     }
 
     pub(crate) fn write(&mut self) -> Write<'_> {
-        Write { store: self, events: Vec::new() }
+        Write { store: self, changes: Vec::new() }
     }
 
     /// Forgets what no read at `revision` or later can see.
@@ -86,34 +117,34 @@ impl Store {
         self.keep_hash(revision);
         self.compacted = revision;
         self.keys.retain(|_, versions| {
-            let seen = versions.partition_point(|version| version.revision <= revision);
+            let seen = versions.partition_point(|version| version.revision() <= revision);
             let first_kept = match seen.checked_sub(1) {
-                Some(last) if versions[last].kv.is_none() => seen,
+                Some(last) if !versions[last].is_put() => seen,
                 Some(last) => last,
                 None => 0,
             };
-            versions.drain(..first_kept);
+            if first_kept > 0 {
+                versions.drain(..first_kept);
+                versions.shrink_to_fit();
+            }
             !versions.is_empty()
         });
-        while self.log.front().is_some_and(|changes| changes.revision < revision) {
-            self.log.pop_front();
-        }
+        let older = self.log.partition_point(|change| change.revision() < revision);
+        self.log.drain(..older);
         // Of its own revision a compaction leaves each key's last change alone, deletions among them.
-        if let Some(first) = self.log.front_mut().filter(|first| first.revision == revision) {
-            let key = |event: &Event| event.kv.as_ref().map(|kv| kv.key.clone());
-            let last = |(at, event): &(usize, &Event)| {
-                first.events[at + 1..].iter().all(|later| key(later) != key(event))
-            };
-            first.events =
-                first.events.iter().enumerate().filter(last).map(|(_, event)| event.clone()).collect();
+        let own = self.log.partition_point(|change| change.revision() == revision);
+        let own: Vec<_> = self.log.drain(..own).collect();
+        let last = |at: &usize| own[at + 1..].iter().all(|later| later.kv.key != own[*at].kv.key);
+        for at in (0..own.len()).rev().filter(last) {
+            self.log.push_front(Arc::clone(&own[at]));
         }
         Ok(())
     }
 
-    /// Every revision from `revision` on, with its events.
-    pub(crate) fn changes_from(&self, revision: i64) -> impl Iterator<Item = &Changes> {
-        let first = self.log.partition_point(|changes| changes.revision < revision);
-        self.log.range(first..)
+    /// Every change from `revision` on.
+    pub(crate) fn changes_from(&self, revision: i64) -> impl Iterator<Item = &Change> {
+        let first = self.log.partition_point(|change| change.revision() < revision);
+        self.log.range(first..).map(|change| &**change)
     }
 
     /// The hash of all versions up to `revision` (0: now), as members compare them with each other.
@@ -140,22 +171,23 @@ impl Store {
     /// Of old versions only those count that `revision` still needs; unless it needs none at all, by a quirk of
     /// the server's. A compaction also needs the deletions of its own revision.
     fn hash_now(&self, revision: i64, for_compaction: bool) -> KvHash {
-        let mut versions: Vec<(&Bytes, &Version)> = Vec::new();
-        let mut seen: BTreeSet<(i64, usize)> = BTreeSet::new();
-        for (key, all) in &self.keys {
-            let readable = &all[..all.partition_point(|version| version.revision <= revision)];
-            versions.extend(readable.iter().map(|version| (key, version)));
-            let needed = |last: &&Version| last.kv.is_some() || (for_compaction && last.revision == revision);
-            seen.extend(readable.last().filter(needed).map(|last| (last.revision, last.sub)));
+        let mut versions: Vec<&Change> = Vec::new();
+        let mut seen: BTreeSet<(i64, u32)> = BTreeSet::new();
+        for all in self.keys.values() {
+            let readable = &all[..all.partition_point(|version| version.revision() <= revision)];
+            versions.extend(readable.iter().map(|version| &**version));
+            let needed =
+                |last: &&Arc<Change>| last.is_put() || (for_compaction && last.revision() == revision);
+            seen.extend(readable.last().filter(needed).map(|last| last.place()));
         }
-        versions.sort_by_key(|(_, version)| (version.revision, version.sub));
+        versions.sort_by_key(|version| version.place());
         let mut hash = Hasher::new();
-        for (key, version) in versions {
-            let old = version.revision <= self.compacted;
-            let needless = old && !seen.is_empty() && !seen.contains(&(version.revision, version.sub));
-            let deletion = version.revision == self.compacted && version.kv.is_none();
+        for version in versions {
+            let old = version.revision() <= self.compacted;
+            let needless = old && !seen.is_empty() && !seen.contains(&version.place());
+            let deletion = version.revision() == self.compacted && !version.is_put();
             if !(needless || deletion) {
-                hash.version(version.revision, version.sub, key, version.kv.as_ref());
+                hash.version(version.place(), &version.kv.key, version.value());
             }
         }
         KvHash { hash: hash.finish(), compacted: self.compacted, revision }
@@ -182,13 +214,13 @@ impl Store {
 /// The one transaction that may be writing. Reads through it see its own writes.
 pub(crate) struct Write<'s> {
     store: &'s mut Store,
-    events: Vec<Event>,
+    changes: Vec<Arc<Change>>,
 }
 
 impl Write<'_> {
     /// The revision that reads see and responses report: the next one once anything was written.
     pub(crate) fn revision(&self) -> i64 {
-        self.store.revision + i64::from(!self.events.is_empty())
+        self.store.revision + i64::from(!self.changes.is_empty())
     }
 
     /// As [`Store::range`], seeing this transaction's own writes.
@@ -212,7 +244,7 @@ impl Write<'_> {
             None => (revision, 1),
         };
         let kv = KeyValue { key, create_revision, mod_revision: revision, version, value, lease };
-        self.push(kv.clone(), Some(kv), EventType::Put);
+        self.push(EventType::Put, kv);
     }
 
     /// Whether there was something to delete.
@@ -220,29 +252,29 @@ impl Write<'_> {
         let Some(old) = self.get(key) else { return false };
         let kv =
             KeyValue { key: old.key.clone(), mod_revision: self.store.revision + 1, ..Default::default() };
-        self.push(kv, None, EventType::Delete);
+        self.push(EventType::Delete, kv);
         true
     }
 
     /// Makes it the next revision; `None` when nothing was written.
     pub(crate) fn commit(self) -> Option<Changes> {
-        if self.events.is_empty() {
+        if self.changes.is_empty() {
             return None;
         }
         self.store.revision += 1;
-        let changes = Changes { revision: self.store.revision, events: self.events.into() };
-        self.store.log.push_back(changes.clone());
-        Some(changes)
+        self.store.log.extend(self.changes.iter().cloned());
+        Some(Changes { revision: self.store.revision, all: self.changes })
     }
 
-    fn push(&mut self, event: KeyValue, kv: Option<KeyValue>, kind: EventType) {
-        let revision = self.store.revision + 1;
-        let version = Version { revision, sub: self.events.len(), kv };
-        match self.store.keys.get_mut(&event.key) {
-            Some(versions) => versions.push(version),
-            None => drop(self.store.keys.insert(event.key.clone(), vec![version])),
+    fn push(&mut self, kind: EventType, kv: KeyValue) {
+        // No request has as many operations and keys.
+        let sub = u32::try_from(self.changes.len()).unwrap_or(u32::MAX);
+        let change = Arc::new(Change { kind, sub, kv });
+        match self.store.keys.get_mut(&change.kv.key) {
+            Some(versions) => versions.push(Arc::clone(&change)),
+            None => drop(self.store.keys.insert(change.kv.key.clone(), vec![Arc::clone(&change)])),
         }
-        self.events.push(Event { r#type: kind.into(), kv: Some(event), prev_kv: None });
+        self.changes.push(change);
     }
 }
 
@@ -250,8 +282,8 @@ impl Write<'_> {
 const HASHES_KEPT: usize = 10;
 
 /// The last version that is not after `revision`. Reads are mostly of the newest, so look there first.
-fn at(versions: &[Version], revision: i64) -> Option<&KeyValue> {
-    versions.iter().rev().find(|version| version.revision <= revision)?.kv.as_ref()
+fn at(versions: &[Arc<Change>], revision: i64) -> Option<&KeyValue> {
+    versions.iter().rev().find(|version| version.revision() <= revision)?.value()
 }
 
 #[cfg(test)]
@@ -309,7 +341,7 @@ mod tests {
         assert!(write.get(b"a").is_some());
         assert!(write.delete(b"a"));
         assert!(write.get(b"a").is_none());
-        assert_eq!(write.commit().map(|changes| changes.events.len()), Some(2));
+        assert_eq!(write.commit().map(|changes| changes.all.len()), Some(2));
         assert_eq!(store.revision(), 2);
     }
 
@@ -328,7 +360,7 @@ mod tests {
         assert_eq!(values(&store, 5), Ok(vec!["a=2".into()]));
         assert_eq!(values(&store, 0), Ok(vec!["a=2".into(), "c=1".into()]));
         assert_eq!(values(&store, 7), Err(Refusal::FutureRevision));
-        let revisions: Vec<_> = store.changes_from(0).map(|changes| changes.revision).collect();
+        let revisions: Vec<_> = store.changes_from(0).map(Change::revision).collect();
         assert_eq!(revisions, [5, 6]);
     }
 

@@ -108,10 +108,13 @@ impl Writer<'_> {
     fn put(&mut self, request: &PutRequest) -> PutResponse {
         let old = self.write.get(&request.key).cloned();
         let kept = old.clone().unwrap_or_default();
-        let value = if request.ignore_value { kept.value } else { request.value.clone() };
+        // A request's fields are slices of the buffer that it was read into, which is of kilobytes: what stays
+        // is copied out of it.
+        let key = if old.is_some() { kept.key } else { Bytes::copy_from_slice(&request.key) };
+        let value = if request.ignore_value { kept.value } else { Bytes::copy_from_slice(&request.value) };
         let lease = if request.ignore_lease { kept.lease } else { request.lease };
-        self.lessor.attach(&request.key, lease);
-        self.write.put(request.key.clone(), value, lease);
+        self.lessor.attach(&key, lease);
+        self.write.put(key, value, lease);
         PutResponse { header: header(self.write.revision()), prev_kv: old.filter(|_| request.prev_kv) }
     }
 

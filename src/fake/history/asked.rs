@@ -28,7 +28,7 @@ pub(crate) enum Need {
 }
 
 /// A request.
-pub(crate) trait Asked: fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Asked: Send + Sync + 'static {
     fn need(&self) -> Need {
         Need::Proposal
     }

@@ -46,7 +46,7 @@ macro_rules! election {
                 let (visit, request, plan) = self.visit(Rpc::Observe, request).await?;
                 self.finish(plan, std::future::ready(Ok(()))).await?;
                 let stream = self.shared.with(|state, now| {
-                    visit.record(state, now, request.clone(), Ok(Answer::Nothing));
+                    visit.record(state, now, &request, Ok(Answer::Nothing));
                     state.open_stream(&self.client, needs_leader)
                 });
                 let observer = tokio::spawn(observe(visit, request.name, stream));
@@ -166,12 +166,10 @@ impl Visit {
                     if next < store.compacted() {
                         return true;
                     }
-                    found = store.changes_from(next).flat_map(|changes| changes.events.iter()).find_map(
-                        |event| {
-                            let kv = event.kv.as_ref().filter(|kv| range.contains(&kv.key))?;
-                            wanted(event.r#type()).then(|| (event.r#type(), kv.clone()))
-                        },
-                    );
+                    found = store
+                        .changes_from(next)
+                        .find(|change| range.contains(&change.kv.key) && wanted(change.kind))
+                        .map(|change| (change.kind, change.kv.clone()));
                     next = store.revision() + 1;
                     found.is_some()
                 })

@@ -64,7 +64,7 @@ impl Visit {
         });
         self.shared.with(|state, now| {
             let answer = outcome.as_ref().map(Answered::answer).map_err(|refusal| *refusal);
-            self.record(state, now, request, answer);
+            self.record(state, now, &request, answer);
         });
         Ok(outcome?)
     }

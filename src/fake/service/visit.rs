@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{Meta, Server};
 use crate::fake::core::{Caller, Core};
 use crate::fake::fault::broken;
-use crate::fake::history::{Answer, Answered, Asked, Call, Need};
+use crate::fake::history::{Answer, Answered, Asked, Call, Need, Short};
 use crate::fake::refusal::Refusal;
 use crate::fake::rpc::Rpc;
 use crate::fake::shared::{Shared, State};
@@ -54,7 +54,7 @@ impl Visit {
             .when(need, |state, now, may| {
                 let caller = self.caller(now);
                 let answer = may.and(checked).and_then(|()| apply(&mut state.core, &request, &caller));
-                self.record(state, now, request, answer.as_ref().map(Answered::answer).map_err(|r| *r));
+                self.record(state, now, &request, answer.as_ref().map(Answered::answer).map_err(|r| *r));
                 answer
             })
             .await?;
@@ -109,16 +109,13 @@ impl Visit {
         &self,
         state: &mut State,
         now: Duration,
-        request: impl Asked,
+        request: &impl Asked,
         outcome: Result<Answer, Refusal>,
     ) {
-        let call = Call {
-            client: Arc::clone(&self.client),
-            rpc: self.rpc,
-            request: Box::new(request),
-            outcome,
-            answered: !self.lost,
-        };
-        state.history.call(now, state.core.store.revision(), call);
+        let (client, rpc, answered) = (Arc::clone(&self.client), self.rpc, !self.lost);
+        state.history.call(now, state.core.store.revision(), || {
+            let request = Short(request).to_string().into();
+            Call { client, rpc, request, outcome, answered }
+        });
     }
 }

@@ -82,11 +82,11 @@ fn handle(state: &mut State, now: Duration, visit: &Visit, stream: StreamId, mes
                 Ok(id) => Answer::Watcher(id),
                 Err(reason) => Answer::Text(reason),
             };
-            visit.record(state, now, asked, Ok(answer));
+            visit.record(state, now, &asked, Ok(answer));
         }
         Some(RequestUnion::CancelRequest(cancel)) => {
             state.core.cancel_watch(stream, cancel.watch_id);
-            visit.record(state, now, cancel, Ok(Answer::Nothing));
+            visit.record(state, now, &cancel, Ok(Answer::Nothing));
         }
         Some(RequestUnion::ProgressRequest(_)) => state.core.watch_progress(stream),
         // The server ignores what it does not know.

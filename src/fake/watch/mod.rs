@@ -13,11 +13,10 @@ use bytes::Bytes;
 
 use self::index::Index;
 use super::keys::KeyRange;
-use super::store::{Changes, Store};
+use super::store::{Change, Changes, Store};
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse};
 use crate::pb::mvccpb::Event;
-use crate::pb::mvccpb::event::EventType;
 
 pub(crate) type StreamId = u64;
 
@@ -158,14 +157,13 @@ impl Hub {
 
     /// A revision was committed.
     pub(crate) fn notify(&mut self, store: &Store, changes: &Changes) {
-        let mut matched: BTreeMap<(StreamId, i64), Vec<&Event>> = BTreeMap::new();
-        for event in changes.events.iter() {
-            let Some(kv) = &event.kv else { continue };
-            for watcher in self.synced.watchers_of(&kv.key) {
-                matched.entry(watcher).or_default().push(event);
+        let mut matched: BTreeMap<(StreamId, i64), Vec<&Change>> = BTreeMap::new();
+        for change in &changes.all {
+            for watcher in self.synced.watchers_of(&change.kv.key) {
+                matched.entry(watcher).or_default().push(change);
             }
         }
-        for ((stream_id, id), events) in matched {
+        for ((stream_id, id), matched) in matched {
             let Some(stream) = self.streams.get_mut(&stream_id) else { continue };
             let Some(watcher) = stream.watchers.get_mut(&id) else { continue };
             if changes.revision < watcher.next {
@@ -180,7 +178,7 @@ impl Hub {
                 continue;
             }
             watcher.next = changes.revision + 1;
-            let events = watcher.select(store, events.into_iter());
+            let events = watcher.select(store, matched);
             if !events.is_empty() {
                 watcher.idle = false;
                 stream.queue.push_back(WatchResponse { events, ..at(changes.revision, id) });
@@ -306,46 +304,34 @@ impl Watcher {
     }
 
     /// The events that it wants, with previous values if it wants them.
-    fn select<'e>(&self, store: &Store, events: impl Iterator<Item = &'e Event>) -> Vec<Event> {
-        let wanted = events.filter(|event| match event.r#type() {
-            EventType::Put => !self.no_put,
-            EventType::Delete => !self.no_delete,
-        });
-        wanted
-            .map(|event| {
-                let mut event = event.clone();
-                if let Some(kv) =
-                    event.kv.as_ref().filter(|kv| self.prev_kv && kv.create_revision != kv.mod_revision)
-                {
-                    event.prev_kv = store.get(&kv.key, kv.mod_revision - 1).cloned();
-                }
-                event
-            })
-            .collect()
+    fn select(&self, store: &Store, changes: Vec<&Change>) -> Vec<Event> {
+        let wanted = |change: &&Change| if change.is_put() { !self.no_put } else { !self.no_delete };
+        let event = |change: &Change| {
+            let mut event = change.event();
+            if self.prev_kv && !change.is_creation() {
+                event.prev_kv = store.get(&change.kv.key, change.revision() - 1).cloned();
+            }
+            event
+        };
+        changes.into_iter().filter(wanted).map(event).collect()
     }
 
     /// Its events from its next revision on, and where to go on if that was not all.
     fn missed(&self, store: &Store) -> (Vec<Event>, Option<i64>) {
-        let mut events: Vec<&Event> = Vec::new();
+        let mut missed: Vec<&Change> = Vec::new();
         let mut revisions = 0;
         let mut more_from = None;
-        for changes in store.changes_from(self.next) {
-            let mut of_revision = changes
-                .events
-                .iter()
-                .filter(|event| event.kv.as_ref().is_some_and(|kv| self.range.contains(&kv.key)))
-                .peekable();
-            if of_revision.peek().is_none() {
-                continue;
+        for change in store.changes_from(self.next).filter(|change| self.range.contains(&change.kv.key)) {
+            if missed.last().is_none_or(|last| last.revision() != change.revision()) {
+                if revisions == REVISIONS_PER_RESPONSE {
+                    more_from = Some(change.revision());
+                    break;
+                }
+                revisions += 1;
             }
-            if revisions == REVISIONS_PER_RESPONSE {
-                more_from = Some(changes.revision);
-                break;
-            }
-            revisions += 1;
-            events.extend(of_revision);
+            missed.push(change);
         }
-        (self.select(store, events.into_iter()), more_from)
+        (self.select(store, missed), more_from)
     }
 }
 
