@@ -70,7 +70,7 @@ async fn listen(visit: Visit, stream: StreamId, mut inbox: Inbox<LeaseKeepAliveR
             Heard::Message(message, after) => {
                 match visit.losing(after.is_an_end()).serve(message, Core::keep_alive).await {
                     Ok(reply) => visit.shared.with(|state, _| state.reply(stream, Reply::KeepAlive(reply))),
-                    Err(status) => return visit.shared.cut_stream(stream, status),
+                    Err(status) => return visit.shared.with(|state, _| state.refuse(stream, status)),
                 }
                 after.befall(&visit.shared, stream);
             }

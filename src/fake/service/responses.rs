@@ -130,10 +130,14 @@ impl<T: Said> Responses<T> {
                         return Poll::Ready(Some(Ok(item)));
                     }
                 }
-                Pull::End(None) if !self.under_way.is_empty() => break,
+                Pull::End(_) if !self.under_way.is_empty() => break,
                 Pull::End(status) => {
                     self.over = true;
                     return Poll::Ready(status.map(Err));
+                }
+                Pull::Cut(status) => {
+                    self.over = true;
+                    return Poll::Ready(Some(Err(status)));
                 }
                 Pull::Nothing => break,
             }

@@ -21,8 +21,8 @@ pub(super) struct Link {
     waker: Option<Waker>,
     /// What it has yet to send; a watch stream's responses are with the watchers instead.
     replies: VecDeque<Reply>,
-    /// Nothing more comes: the server ends it when all is sent.
-    finished: bool,
+    /// Nothing more comes: the server ends it so when all is sent.
+    finished: Option<Result<(), Status>>,
 }
 
 /// What a stream lets through.
@@ -47,8 +47,10 @@ pub(crate) enum Reply {
 pub(crate) enum Pull<T> {
     Item(T),
     Nothing,
-    /// It is over: an error, or the regular end.
+    /// All is sent: an error, or the regular end.
     End(Option<Status>),
+    /// It broke, whatever there was still to send.
+    Cut(Status),
 }
 
 impl State {
@@ -64,7 +66,7 @@ impl State {
             needs_leader,
             waker: None,
             replies: VecDeque::new(),
-            finished: false,
+            finished: None,
         };
         self.streams.insert(self.last_stream, link);
         self.last_stream
@@ -87,7 +89,12 @@ impl State {
 
     /// Nothing more comes on this stream.
     pub(crate) fn finish(&mut self, stream: StreamId) {
-        self.on_stream(stream, |link| link.finished = true);
+        self.on_stream(stream, |link| link.finished = Some(Ok(())));
+    }
+
+    /// Nothing more comes on this stream than an error.
+    pub(crate) fn refuse(&mut self, stream: StreamId, status: Status) {
+        self.on_stream(stream, |link| link.finished = Some(Err(status)));
     }
 
     pub(crate) fn next_reply(&mut self, stream: StreamId) -> Option<Reply> {
@@ -110,7 +117,7 @@ impl State {
     ) -> Pull<T> {
         let Some(link) = self.streams.get(&stream) else { return Pull::End(None) };
         let through = match &link.flow {
-            Flow::Cut(status) => return Pull::End(Some(status.clone())),
+            Flow::Cut(status) => return Pull::Cut(status.clone()),
             Flow::Stalled => false,
             Flow::Open => !self.partitioned.contains(&link.client),
         };
@@ -118,11 +125,14 @@ impl State {
             return Pull::Item(item);
         }
         match self.streams.get_mut(&stream) {
-            Some(link) if !(through && link.finished) => {
-                link.waker = Some(waker.clone());
-                Pull::Nothing
-            }
-            _ => Pull::End(None),
+            Some(link) => match link.finished.clone().filter(|_| through) {
+                Some(end) => Pull::End(end.err()),
+                None => {
+                    link.waker = Some(waker.clone());
+                    Pull::Nothing
+                }
+            },
+            None => Pull::End(None),
         }
     }
 

@@ -85,6 +85,11 @@ async fn leases_are_renewed_by_those_who_may_write_all_their_keys() -> Result {
     assert_eq!(renew(&mut client, &app).await?, 60);
     client.kv.put(with(&root, put("other", "", 7))).await?;
     assert_eq!(refusal(renew(&mut client, &app).await), Some("permission denied".into()));
+    // What was asked before is answered before.
+    let asks = [8, 7].map(|id| LeaseKeepAliveRequest { id });
+    let mut said = client.lease.lease_keep_alive(with(&app, tokio_stream::iter(asks))).await?.into_inner();
+    assert_eq!(said.message().await?.map(|answer| (answer.id, answer.ttl)), Some((8, 0)));
+    assert_eq!(refusal(said.message().await), Some("permission denied".into()));
     let revoked = client.lease.lease_revoke(with(&app, LeaseRevokeRequest { id: 7 })).await;
     assert_eq!(refusal(revoked), Some("permission denied".into()));
     let attached = client.kv.put(with(&app, put("app/k", "", 7))).await;
