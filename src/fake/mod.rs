@@ -35,16 +35,23 @@
 //! deadline (a real server takes up to half a second more), and a watcher that starts in the past is caught
 //! up at once (a real server does that every 100 ms). Keys of equal rank in a sorted range stay in key order (a
 //! real server keeps that only up to a dozen). The largest request is that of a server whose member id has its
-//! 16th bit clear (half of all servers take one byte less). And the fake survives a transaction that
+//! 16th bit clear (half of all servers take one byte less). What permissions say about a range that ends before it
+//! starts, a real server answers by the shape of a tree. And the fake survives a transaction that
 //! deletes up to the end of all keys (range end `\0`) and then puts one of them with `ignore_value` or
-//! `ignore_lease`: a real server dies of it.
+//! `ignore_lease`: a real server dies of it. So it does when such a transaction has put a key again that it had
+//! deleted, the history is compacted up to its revision, and the key is read.
 //!
 //! # Versions
-//! Random operations are held against a real 3.7.3, answer by answer. Where versions differ the fake follows
-//! 3.7. Older ones have no `RangeStream`, and tell a key's lease in a keys-only range (3.7 does not); 3.5 and
-//! 3.4 check the puts of a transaction before its ranges, and a put's missing key before its missing lease; 3.4
-//! takes a negative start revision of a watch for the past instead of refusing it, and answers progress
-//! requests where later versions hold them back.
+//! Random operations are held against a real 3.7.3, answer by answer, by several clients and users. Where
+//! versions differ the fake follows 3.7. Older ones
+//! - have no `RangeStream`, tell a key's lease in a keys-only range (3.7 does not), tell of a put's missing key
+//!   before its missing lease, and tell the status of authentication to administrators alone;
+//! - before 3.6, check the puts of a transaction before its ranges, and make another hash;
+//! - before 3.5, take a negative start revision of a watch for the past instead of refusing it, answer progress
+//!   requests where later versions hold them back, forget the deletions of the revision that the history is
+//!   compacted up to, and let anybody grant and look at leases.
+//!
+//! But for these, random operations are held against 3.6, 3.5 and 3.4 too.
 
 #[doc = include_str!("guide.md")]
 pub mod guide {}

@@ -1,15 +1,18 @@
 //! Operations drawn from a seed: few keys, few leases, revisions near those that matter.
 
+mod txns;
+
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
-use etcd_concurrency::pb::etcdserverpb::compare::TargetUnion;
-use etcd_concurrency::pb::etcdserverpb::request_op::Request;
 use etcd_concurrency::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest,
+    RangeRequest, WatchCreateRequest,
 };
 use fastrand::Rng;
 
-use super::op::{Op, STREAMS};
+use super::op::{CLIENTS, Op, STREAMS};
+use super::users::{self, AuthOp};
 use crate::support::etcd::Version;
 
 /// How the servers of a sequence are set up, and what is not asked of old ones.
@@ -20,13 +23,25 @@ pub(super) struct Profile {
     pub(super) max_txn_ops: usize,
     /// Values of kilobytes, so that streams and watch responses come in pieces.
     pub(super) fat: bool,
+    /// Leases that end by themselves: each takes three seconds.
+    pub(super) expiring: bool,
+    /// Users, and who may do what.
+    pub(super) users: bool,
 }
 
 impl Profile {
     pub(super) fn of(seed: u64, version: Version) -> Profile {
         let fat = seed.is_multiple_of(4);
         let max_request_bytes = if fat { 16 << 10 } else { 3 << 19 };
-        Profile { version, max_request_bytes, max_txn_ops: if seed.is_multiple_of(3) { 128 } else { 6 }, fat }
+        Profile {
+            version,
+            max_request_bytes,
+            max_txn_ops: if seed.is_multiple_of(3) { 128 } else { 6 },
+            fat,
+            expiring: seed.is_multiple_of(5),
+            // 3.4 asks nobody who they are before it grants or tells of leases.
+            users: seed % 5 == 1 && version >= Version::V3_5,
+        }
     }
 }
 
@@ -46,6 +61,11 @@ pub(super) struct Generator {
     /// Not both: deletes up to the end are not held against the puts of a transaction, and etcd (3.7.3 too)
     /// dies of a put that is to keep the value or lease of a key that its own transaction has deleted.
     keeps: bool,
+    /// Whether the operations that are drawn are done in any order.
+    racing: bool,
+    /// Revisions that may have deleted a key and put it again. After a compaction up to one of them etcd (3.7.3
+    /// too) dies of the next read of such a key.
+    fragile: BTreeSet<i64>,
 }
 
 impl Generator {
@@ -55,11 +75,38 @@ impl Generator {
             profile,
             view: View { revision: 1, compacted: -1 },
             keeps: false,
+            racing: false,
+            fragile: BTreeSet::new(),
         }
     }
 
     pub(super) fn next(&mut self, view: View) -> Op {
         self.view = view;
+        if self.profile.expiring && self.one_in(150) {
+            return self.expiry();
+        }
+        if self.one_in(40) {
+            return self.race();
+        }
+        if !self.profile.users {
+            return self.plain();
+        }
+        let (key, end) = (self.key(), self.one_in(2));
+        let range_end = if end { self.range_end(&key) } else { Bytes::new() };
+        let op = if self.one_in(5) {
+            Op::Auth(users::draw(&mut self.rng, self.profile.version, key, range_end))
+        } else {
+            self.plain()
+        };
+        match op {
+            Op::Watch(..) | Op::Cancel(..) | Op::Progress(_) | Op::Reopen(_) => op,
+            // The runner stays who it is.
+            op @ Op::Auth(AuthOp::LogIn(_)) => Op::As(self.rng.usize(1..CLIENTS), Box::new(op)),
+            op => Op::As(self.rng.usize(0..CLIENTS), Box::new(op)),
+        }
+    }
+
+    fn plain(&mut self) -> Op {
         match self.rng.u32(0..200) {
             0..43 => Op::Put(self.put()),
             43 => Op::Put(self.large_put()),
@@ -78,7 +125,8 @@ impl Generator {
             173..177 if self.profile.version >= Version::V3_6 => Op::HashKv(self.revision()),
             173..188 => Op::Watch(self.stream(), self.watch()),
             188..192 => Op::Cancel(self.stream(), self.watch_id()),
-            192..199 => Op::Progress(self.stream()),
+            // 3.4 tells of progress where later versions hold it back.
+            192..199 if self.profile.version >= Version::V3_5 => Op::Progress(self.stream()),
             _ => Op::Reopen(self.stream()),
         }
     }
@@ -117,7 +165,9 @@ impl Generator {
                 end.into()
             }
             7 => Bytes::from_static(b"z"),
-            _ => self.key(),
+            // Whether permissions hold for a range that ends before it starts, and what such permissions are good
+            // for, hangs on the shape of a tree.
+            _ => Some(self.key()).filter(|end| !self.profile.users || end > key).unwrap_or_default(),
         }
     }
 
@@ -152,15 +202,17 @@ impl Generator {
     }
 
     fn put(&mut self) -> PutRequest {
-        let lease = if self.one_in(4) { self.lease() } else { 0 };
+        let lease = if self.one_in(4) && !self.racing { self.lease() } else { 0 };
         PutRequest {
             key: self.key(),
             value: if self.one_in(8) { Bytes::new() } else { self.value() },
             lease,
             prev_kv: self.one_in(3),
-            // Before 3.6 a missing key is told before a missing lease.
-            ignore_value: self.one_in(12) && (lease == 0 || self.profile.version >= Version::V3_6),
-            ignore_lease: self.one_in(12),
+            // Before 3.7 a missing key is told before a missing lease.
+            ignore_value: self.one_in(12)
+                && !self.racing
+                && (lease == 0 || self.profile.version >= Version::V3_7),
+            ignore_lease: self.one_in(12) && !self.racing,
         }
     }
 
@@ -189,10 +241,10 @@ impl Generator {
             key,
             range_end,
             limit: if self.one_in(3) { self.rng.i64(-1..14) } else { 0 },
-            revision: self.revision(),
+            revision: if self.racing { 0 } else { self.revision() },
             sort_order: if plain { 0 } else { self.sort(3) },
             sort_target: if plain { 0 } else { self.sort(5) },
-            serializable: self.one_in(3),
+            serializable: self.one_in(3) && !self.racing,
             // It comes with leases before 3.7.
             keys_only: self.one_in(6) && self.profile.version >= Version::V3_7,
             count_only: self.one_in(8),
@@ -234,93 +286,18 @@ impl Generator {
         }
     }
 
-    fn compare(&mut self) -> Compare {
-        let key = self.key();
-        let range_end = if self.one_in(3) { self.range_end(&key) } else { Bytes::new() };
-        let target = self.rng.i32(0..5);
-        let operand = if self.one_in(20) { self.rng.i32(0..5) } else { target };
-        let target_union = match operand {
-            _ if self.one_in(40) => None,
-            0 => Some(TargetUnion::Version(self.rng.i64(-1..4))),
-            1 => Some(TargetUnion::CreateRevision(self.revision())),
-            2 => Some(TargetUnion::ModRevision(self.revision())),
-            3 => Some(TargetUnion::Value(self.value())),
-            _ => Some(TargetUnion::Lease(if self.one_in(2) { 0 } else { self.lease() })),
-        };
-        let unknown = self.one_in(100);
-        let result = if self.one_in(100) { 7 } else { self.rng.i32(0..4) };
-        Compare { result, target: if unknown { 9 } else { target }, key, range_end, target_union }
-    }
-
-    pub(super) fn txn(&mut self, depth: u32) -> TxnRequest {
-        if depth == 0 {
-            self.keeps = self.one_in(2);
-        }
-        let compare = (0..self.rng.usize(0..3)).map(|_| self.compare()).collect();
-        let most = if self.one_in(12) { self.profile.max_txn_ops.min(20) + 2 } else { 4 };
-        // Refused ones teach little: keys are kept apart in most transactions.
-        let apart = !self.one_in(4);
-        let (success, failure) = (self.ops(most, depth, apart), self.ops(4, depth, apart));
-        TxnRequest { compare, success, failure }
-    }
-
-    fn ops(&mut self, most: usize, depth: u32, apart: bool) -> Vec<RequestOp> {
-        let mut written = Vec::new();
-        let mut ops = Vec::new();
-        for _ in 0..self.rng.usize(0..most) {
-            let request = match self.rng.u32(0..20) {
-                0..9 => {
-                    let put = self.put();
-                    let (ignore_value, ignore_lease) =
-                        (put.ignore_value && self.keeps, put.ignore_lease && self.keeps);
-                    Request::RequestPut(PutRequest { ignore_value, ignore_lease, ..put })
-                }
-                9..12 => {
-                    let mut delete = self.delete();
-                    if self.keeps && delete.range_end == "\0" {
-                        delete.range_end = "z".into();
-                    }
-                    Request::RequestDeleteRange(delete)
-                }
-                12..17 => Request::RequestRange(self.range()),
-                17 if self.one_in(8) => {
-                    ops.push(RequestOp { request: None });
-                    continue;
-                }
-                _ if depth < 3 => Request::RequestTxn(self.txn(depth + 1)),
-                _ => continue,
-            };
-            let request = match request {
-                Request::RequestPut(mut put) if apart => {
-                    if put.key.is_empty() || written.contains(&put.key) {
-                        continue;
-                    }
-                    // What else is refused, is refused often enough outside.
-                    put.ignore_value &= put.value.is_empty();
-                    put.ignore_lease &= put.lease == 0;
-                    written.push(put.key.clone());
-                    Request::RequestPut(put)
-                }
-                Request::RequestRange(mut range) if apart => {
-                    range.revision = if self.one_in(4) { self.view.revision } else { 0 };
-                    Request::RequestRange(range)
-                }
-                request => request,
-            };
-            ops.push(RequestOp { request: Some(request) });
-        }
-        ops
-    }
-
     fn compaction(&mut self) -> CompactionRequest {
         let View { revision, compacted } = self.view;
-        let revision = match self.rng.u32(0..20) {
+        let mut revision = match self.rng.u32(0..20) {
             0..12 => self.rng.i64(compacted..=(compacted.max(0) + revision) / 2),
             12..15 => compacted - self.rng.i64(0..2),
             15..17 => revision,
             17 => revision + 1,
             _ => self.revision(),
         };
+        while self.fragile.contains(&revision) {
+            revision -= 1;
+        }
         CompactionRequest { revision, physical: self.one_in(2) }
     }
 
@@ -340,6 +317,35 @@ impl Generator {
         LeaseGrantRequest { id, ttl: *self.rng.choice(&[-5, 0, 1, 2, 3, 10_000]).unwrap_or(&2) }
     }
 
+    /// Put on it and taken off it again are keys, while it lives.
+    fn expiry(&mut self) -> Op {
+        let grant = LeaseGrantRequest { id: 99, ttl: self.rng.i64(-1..=2) };
+        let ops = (0..self.rng.usize(1..6)).map(|_| match self.rng.u32(0..6) {
+            0 => Op::KeepAlive(vec![grant.id]),
+            1 => Op::Delete(self.delete()),
+            n => {
+                let lease = if n == 2 { self.lease() } else { grant.id };
+                Op::Put(PutRequest { lease, ignore_lease: false, ..self.put() })
+            }
+        });
+        let ops = ops.collect();
+        Op::Expire(grant, ops)
+    }
+
+    /// Each succeeds or fails whatever comes before it.
+    fn race(&mut self) -> Op {
+        self.racing = true;
+        let ops = (0..self.rng.usize(2..9)).map(|_| match self.rng.u32(0..4) {
+            0 => Op::Put(self.put()),
+            1 => Op::Delete(self.delete()),
+            2 => Op::Range(self.range()),
+            _ => Op::Txn(self.txn(0)),
+        });
+        let ops = ops.collect();
+        self.racing = false;
+        Op::Race(ops)
+    }
+
     fn watch_id(&mut self) -> i64 {
         *self.rng.choice(&[0, 0, 1, 2, 3, 7, -5]).unwrap_or(&0)
     }
@@ -350,6 +356,13 @@ impl Generator {
         // 3.4 takes a negative one for the past.
         let start_revision =
             if self.profile.version == Version::V3_4 { start_revision.max(0) } else { start_revision };
+        // And it forgets the deletions of a compaction's own revision.
+        let from_compaction = start_revision > 0 && start_revision == self.view.compacted;
+        let start_revision = if self.profile.version == Version::V3_4 && from_compaction {
+            start_revision + 1
+        } else {
+            start_revision
+        };
         let filters = match self.rng.u32(0..8) {
             0 => vec![0],
             1 => vec![1],

@@ -5,6 +5,8 @@ use etcd_concurrency::pb::etcdserverpb::{
     RangeRequest, TxnRequest, WatchCreateRequest,
 };
 
+use super::users::AuthOp;
+
 /// One operation; revisions in it are absolute, so that a list of them can be replayed with gaps.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
@@ -28,7 +30,20 @@ pub(super) enum Op {
     Progress(usize),
     /// A stream ends with all its watchers, and another takes its place.
     Reopen(usize),
+    /// A lease that ends by itself, after these were done.
+    Expire(LeaseGrantRequest, Vec<Op>),
+    /// All at once, each on a connection of its own.
+    Race(Vec<Op>),
+    Auth(AuthOp),
+    /// By somebody else than [`RUNNER`].
+    As(usize, Box<Op>),
 }
 
 /// So many watch streams are open at a time.
 pub(super) const STREAMS: usize = 3;
+
+/// So many clients there are, each with a connection of its own, and, where there are users, as one of them.
+pub(super) const CLIENTS: usize = 4;
+
+/// The client of all that is not said to be another's. As a user it may do everything.
+pub(super) const RUNNER: usize = 0;

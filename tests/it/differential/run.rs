@@ -1,24 +1,30 @@
 //! The same operations on the fake and on a real server, compared one by one.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use etcd_concurrency::RawService;
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb::watch_request::RequestUnion;
 use etcd_concurrency::pb::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest,
-    WatchResponse,
+    DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, WatchCancelRequest,
+    WatchCreateRequest, WatchProgressRequest, WatchResponse,
 };
 use tower::ServiceExt;
 
 use super::compare::{self, Settled};
 use super::cut;
 use super::generate::{Profile, View};
-use super::op::{Op, STREAMS};
-use super::side::{Answer, Side};
+use super::op::{CLIENTS, Op, RUNNER, STREAMS};
+use super::race::race;
+use super::side::{Answer, LIMIT, Side};
 use super::stream::{MARKER, reaches};
+use super::users::{self, AuthOp};
 use crate::support::etcd::Etcd;
+
+/// So long after its grant, a lease of the shortest TTL cannot have ended.
+const SURELY_ALIVE: Duration = Duration::from_millis(1500);
 
 /// After so many operations, what the watchers saw is compared in any case.
 const COMPARE_EVERY: usize = 20;
@@ -33,6 +39,8 @@ pub(super) struct Pair {
     compacted: i64,
     markers: u64,
     done: usize,
+    /// Something took so long that a lease may have ended on one side alone: nothing can be told from here on.
+    pub(super) is_late: bool,
 }
 
 /// Where the two differ.
@@ -41,6 +49,15 @@ pub(super) struct Difference {
     pub(super) after: String,
     pub(super) fake: String,
     pub(super) real: String,
+}
+
+impl Difference {
+    pub(super) fn between(op: &Op, fake: &Answer, real: &Answer) -> Result<(), Difference> {
+        if fake.agrees(real) {
+            return Ok(());
+        }
+        Err(Difference { after: format!("{op:?}"), fake: show(fake), real: show(real) })
+    }
 }
 
 impl fmt::Display for Difference {
@@ -54,25 +71,40 @@ impl fmt::Display for Difference {
 impl Pair {
     pub(super) async fn start(profile: Profile) -> Pair {
         let (bytes, ops) = (profile.max_request_bytes.to_string(), profile.max_txn_ops.to_string());
-        let args = ["--max-request-bytes", &bytes, "--max-txn-ops", &ops];
+        let args = ["--max-request-bytes", &bytes, "--max-txn-ops", &ops, "--bcrypt-cost", "4"];
         let server = Etcd::start_with(profile.version, &args).await;
         let handle = FakeEtcd::builder()
             .max_request_bytes(profile.max_request_bytes)
             .max_txn_ops(profile.max_txn_ops)
             .history_limit(0)
             .start();
-        let fake = handle.service().map_err(|error| tonic::Status::from_error(error.into()));
-        let real = server.channel().map_err(|error| tonic::Status::from_error(error.into()));
-        Pair {
-            fake: Side::new(RawService::new(fake)).await,
-            real: Side::new(RawService::new(real)).await,
+        let fake = Side::new(|token| {
+            let service = handle.service().map_request(move |request| token.put_on(request));
+            RawService::new(service.map_err(|error| tonic::Status::from_error(error.into())))
+        });
+        let real = Side::new(|token| {
+            let service = server.channel().map_request(move |request| token.put_on(request));
+            RawService::new(service.map_err(|error| tonic::Status::from_error(error.into())))
+        });
+        let mut pair = Pair {
+            fake,
+            real,
             handle,
             server,
             settled: Default::default(),
             compacted: -1,
             markers: 0,
             done: 0,
+            is_late: false,
+        };
+        if profile.users {
+            for op in users::first() {
+                pair.both(RUNNER, &Op::Auth(op)).await.expect("the same");
+            }
+            pair.log_in().await.expect("the same");
         }
+        tokio::join!(pair.fake.open(), pair.real.open());
+        pair
     }
 
     pub(super) fn view(&self) -> View {
@@ -86,16 +118,10 @@ impl Pair {
             Op::Cancel(stream, id) => self.cancel(*stream, *id).await,
             Op::Progress(stream) => self.progress(*stream).await,
             Op::Reopen(stream) => self.reopen(*stream).await,
-            Op::Compact(request) => {
-                // An event's previous value is looked up when it is sent: not after the compaction.
-                self.drain().await?;
-                let answer = self.both(op).await?;
-                if answer.revision != 0 {
-                    self.compacted = request.revision;
-                }
-                Ok(())
-            }
-            op => self.both(op).await.map(drop),
+            Op::Expire(grant, ops) => self.expire(grant, ops).await,
+            Op::Race(ops) => race(&self.fake, &self.real, ops).await,
+            Op::As(client, op) => self.one(*client, op).await,
+            op => self.one(self.done % CLIENTS, op).await,
         };
         result.map_err(|difference| Difference { after: format!("{op:?}"), ..difference })?;
         self.done += 1;
@@ -110,18 +136,73 @@ impl Pair {
         self.server.log_tail()
     }
 
-    async fn both(&mut self, op: &Op) -> Result<Answer, Difference> {
-        let (fake, real) = tokio::join!(self.fake.answer(op), self.real.answer(op));
-        if fake.agrees(&real) {
-            return Ok(fake);
+    async fn one(&mut self, client: usize, op: &Op) -> Result<(), Difference> {
+        if let Op::Compact(_) = op {
+            // An event's previous value is looked up when it is sent: not after the compaction.
+            self.drain().await?;
         }
-        Err(Difference { after: format!("{op:?}"), fake: show(&fake), real: show(&real) })
+        let answer = self.both(client, op).await?;
+        match op {
+            Op::Compact(request) if answer.revision != 0 => self.compacted = request.revision,
+            // Any token is worth nothing after it.
+            Op::Auth(AuthOp::Enable(_)) if answer.revision != 0 => self.log_in().await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn both(&self, client: usize, op: &Op) -> Result<Answer, Difference> {
+        let (fake, real) = tokio::join!(self.fake.answer(client, op), self.real.answer(client, op));
+        Difference::between(op, &fake, &real)?;
+        Ok(fake)
+    }
+
+    /// Every client as the user that it began as, if there still is one with that password.
+    async fn log_in(&self) -> Result<(), Difference> {
+        for client in 0..CLIENTS {
+            if let Some(op) = users::log_in(client) {
+                self.both(client, &Op::Auth(op)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the lease has ended on both sides, and sees that it ended with the same.
+    async fn expire(&mut self, grant: &LeaseGrantRequest, ops: &[Op]) -> Result<(), Difference> {
+        let granted = Instant::now();
+        self.both(RUNNER, &Op::Grant(*grant)).await?;
+        for op in ops {
+            self.both(RUNNER, op).await?;
+        }
+        let id = grant.id;
+        self.both(RUNNER, &Op::TimeToLive(LeaseTimeToLiveRequest { id, keys: true })).await?;
+        self.is_late = granted.elapsed() > SURELY_ALIVE;
+        if self.is_late {
+            return Ok(());
+        }
+        let listed = format!("id: {id} ");
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let (fake, real) = (self.fake.answer(RUNNER, &Op::Leases), self.real.answer(RUNNER, &Op::Leases));
+            let (fake, real) = tokio::join!(fake, real);
+            if !fake.text.contains(&listed) && !real.text.contains(&listed) {
+                break;
+            }
+            if Instant::now() > deadline {
+                return differ("a lease did not end", fake.text, real.text);
+            }
+            // Only to spare the CPU.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.drain().await
     }
 
     async fn put(&mut self, key: Bytes) -> Result<i64, Difference> {
         self.markers += 1;
         let value = self.markers.to_string().into();
-        Ok(self.both(&Op::Put(PutRequest { key, value, ..Default::default() })).await?.revision)
+        let answer = self.both(RUNNER, &Op::Put(PutRequest { key, value, ..Default::default() })).await?;
+        assert_ne!(answer.revision, 0, "the runner may do everything: {}", answer.text);
+        Ok(answer.revision)
     }
 
     /// Waits until every stream has said all that it has to say so far, and compares it.
@@ -192,7 +273,7 @@ impl Pair {
         let mut revision = self.put(key.clone()).await?;
         if request.filters.contains(&0) {
             let delete = DeleteRangeRequest { key, ..Default::default() };
-            revision = self.both(&Op::Delete(delete)).await?.revision;
+            revision = self.both(RUNNER, &Op::Delete(delete)).await?.revision;
         }
         self.settled[stream].insert(id, revision);
         let caught_up = |answer: &WatchResponse| {

@@ -4,29 +4,38 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use etcd_concurrency::RawService;
-use etcd_concurrency::pb::etcdserverpb::kv_client::KvClient;
-use etcd_concurrency::pb::etcdserverpb::lease_client::LeaseClient;
 use etcd_concurrency::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use etcd_concurrency::pb::etcdserverpb::{
     HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest,
     LeaseTimeToLiveRequest, ResponseHeader,
 };
+use etcd_concurrency::pb::etcdserverpb::{kv_client::KvClient, lease_client::LeaseClient};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::{Response, Status, Streaming};
 
-use super::op::{Op, STREAMS};
+use super::op::{CLIENTS, Op, RUNNER, STREAMS};
 use super::stream::Stream;
-use super::ties;
+use super::token::Token;
+use super::{race, ties, users};
 
 /// Nothing that is waited for takes as long.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
+/// One server, seen by all clients.
 pub(super) struct Side {
-    service: RawService,
+    pub(super) clients: Vec<Client>,
+    pub(super) streams: Vec<Stream>,
+}
+
+/// One client: its connection, and whom it speaks for.
+#[derive(Clone)]
+pub(super) struct Client {
+    pub(super) service: RawService,
+    pub(super) token: Token,
     kv: KvClient<RawService>,
     lease: LeaseClient<RawService>,
     maintenance: MaintenanceClient<RawService>,
-    pub(super) streams: Vec<Stream>,
 }
 
 /// What an operation was answered, with all that has to be the same.
@@ -37,42 +46,80 @@ pub(super) struct Answer {
     pub(super) ttl: Option<i64>,
     /// The store's revision by the answer's header; 0 for an error.
     pub(super) revision: i64,
+    /// Whether the answer shows that the revision is of the operation's own making.
+    pub(super) wrote: bool,
 }
 
 impl Side {
-    pub(super) async fn new(service: RawService) -> Side {
-        let large = usize::MAX;
-        let mut streams = Vec::new();
-        for _ in 0..STREAMS {
-            streams.push(Stream::open(service.clone()).await);
+    /// `connect` makes the connection of one more client.
+    pub(super) fn new(connect: impl Fn(Token) -> RawService) -> Side {
+        let client = |_| {
+            let token = Token::default();
+            Client::new(connect(token.clone()), token)
+        };
+        Side { clients: (0..CLIENTS).map(client).collect(), streams: Vec::new() }
+    }
+
+    /// Opens the streams: each is another client's.
+    pub(super) async fn open(&mut self) {
+        for client in 0..STREAMS {
+            self.streams.push(Stream::open(&self.clients[client]).await);
         }
-        Side {
+    }
+
+    /// Opens it again; as the runner's, if its client may not watch any more.
+    pub(super) async fn reopen(&mut self, stream: usize) {
+        self.streams[stream] = Stream::open(&self.clients[stream]).await;
+        if self.streams[stream].is_refused {
+            self.streams[stream] = Stream::open(&self.clients[RUNNER]).await;
+        }
+    }
+
+    pub(super) async fn answer(&self, client: usize, op: &Op) -> Answer {
+        let client = self.clients[client].clone();
+        let answer = async {
+            match op {
+                Op::Auth(auth) => users::answer_to(client, auth).await,
+                op => client.answer(op).await,
+            }
+        };
+        timeout(LIMIT, answer).await.unwrap_or_else(|_| Answer::text("no answer".into()))
+    }
+}
+
+impl Client {
+    fn new(service: RawService, token: Token) -> Client {
+        let large = usize::MAX;
+        Client {
             kv: KvClient::new(service.clone()).max_decoding_message_size(large),
             lease: LeaseClient::new(service.clone()),
             maintenance: MaintenanceClient::new(service.clone()),
-            streams,
             service,
+            token,
         }
     }
 
-    pub(super) async fn reopen(&mut self, stream: usize) {
-        self.streams[stream] = Stream::open(self.service.clone()).await;
-    }
-
     /// Everything but watches.
-    pub(super) async fn answer(&mut self, op: &Op) -> Answer {
+    pub(super) async fn answer(mut self, op: &Op) -> Answer {
         match op.clone() {
-            Op::Put(request) => answer(self.kv.put(request).await, |r| &mut r.header),
+            Op::Put(request) => {
+                Answer { wrote: true, ..answer(self.kv.put(request).await, |r| &mut r.header) }
+            }
             Op::Range(request) => {
                 let mut response = self.kv.range(request.clone()).await;
                 response.iter_mut().for_each(|response| ties::settle(&request, response.get_mut()));
                 answer(response, |r| &mut r.header)
             }
-            Op::Delete(request) => answer(self.kv.delete_range(request).await, |r| &mut r.header),
+            Op::Delete(request) => {
+                let response = self.kv.delete_range(request).await;
+                let wrote = response.as_ref().is_ok_and(|response| response.get_ref().deleted > 0);
+                Answer { wrote, ..answer(response, |r| &mut r.header) }
+            }
             Op::Txn(request) => {
                 let mut response = self.kv.txn(request.clone()).await;
                 response.iter_mut().for_each(|response| ties::settle_txn(&request, response.get_mut()));
-                answer(response, |r| &mut r.header)
+                let wrote = response.as_ref().is_ok_and(|response| race::wrote(response.get_ref()));
+                Answer { wrote, ..answer(response, |r| &mut r.header) }
             }
             Op::Compact(request) => answer(self.kv.compact(request).await, |r| &mut r.header),
             Op::RangeStream(request) => {
@@ -99,12 +146,15 @@ impl Side {
                 answer(self.maintenance.hash_kv(HashKvRequest { revision }).await, |r| &mut r.header)
             }
             Op::Watch(..) | Op::Cancel(..) | Op::Progress(_) | Op::Reopen(_) => {
-                unreachable!("watches are the runner's")
+                unreachable!("watches are the pair's")
+            }
+            Op::Expire(..) | Op::Race(_) | Op::Auth(_) | Op::As(..) => {
+                unreachable!("made of others")
             }
         }
     }
 
-    async fn grant_and_revoke(&mut self, request: LeaseGrantRequest) -> Answer {
+    async fn grant_and_revoke(mut self, request: LeaseGrantRequest) -> Answer {
         let asked = request.id;
         let granted = match self.lease.lease_grant(request).await {
             Ok(granted) => granted.into_inner(),
@@ -139,7 +189,7 @@ impl Side {
 
 impl Answer {
     pub(super) fn text(text: String) -> Answer {
-        Answer { text, ttl: None, revision: 0 }
+        Answer { text, ttl: None, revision: 0, wrote: false }
     }
 
     /// The same but for the time that passed between the two questions.
@@ -152,7 +202,7 @@ impl Answer {
     }
 }
 
-fn answer<R: Debug>(
+pub(super) fn answer<R: Debug>(
     result: Result<Response<R>, Status>,
     header: impl Fn(&mut R) -> &mut Option<ResponseHeader>,
 ) -> Answer {

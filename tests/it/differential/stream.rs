@@ -1,7 +1,6 @@
 //! A watch stream of one side.
 
 use bytes::Bytes;
-use etcd_concurrency::RawService;
 use etcd_concurrency::pb::etcdserverpb::watch_client::WatchClient;
 use etcd_concurrency::pb::etcdserverpb::watch_request::RequestUnion;
 use etcd_concurrency::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
@@ -14,7 +13,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use super::side::{LIMIT, neutral, words};
+use super::side::{Client, LIMIT, neutral, words};
 
 /// A write of this key passes through every stream, and everything before it has come when it has. No other
 /// operation puts it.
@@ -28,16 +27,18 @@ pub(super) struct Stream {
     answers: UnboundedReceiver<Result<WatchResponse, Status>>,
     /// What has come since it was last compared, the marker's own responses left out.
     pub(super) log: Vec<WatchResponse>,
+    /// Its client may not watch the marker: good for nothing.
+    pub(super) is_refused: bool,
     _reader: AbortOnDropHandle<()>,
 }
 
 impl Stream {
-    pub(super) async fn open(service: RawService) -> Stream {
+    pub(super) async fn open(client: &Client) -> Stream {
         let (requests, receiver) = unbounded_channel();
         let create = WatchCreateRequest { key: MARKER, watch_id: MARKED, ..Default::default() };
         // A server sends no head before it is asked something.
         let _ = requests.send(request(RequestUnion::CreateRequest(create)));
-        let mut client = WatchClient::new(service).max_decoding_message_size(usize::MAX);
+        let mut client = WatchClient::new(client.service.clone()).max_decoding_message_size(usize::MAX);
         let opened = timeout(LIMIT, client.watch(UnboundedReceiverStream::new(receiver))).await;
         let mut inbound = opened.expect("in time").expect("a stream").into_inner();
         // Read at all times, so that no server ever has to put anything off.
@@ -50,8 +51,9 @@ impl Stream {
             }
         });
         let reader = AbortOnDropHandle::new(reader);
-        let mut stream = Stream { requests, answers, log: Vec::new(), _reader: reader };
-        stream.until("its first watcher", |answer| answer.created).await.expect("a watcher");
+        let mut stream = Stream { requests, answers, log: Vec::new(), is_refused: false, _reader: reader };
+        let first = stream.until("its first watcher", |answer| answer.created).await.expect("an answer");
+        stream.is_refused = first.canceled;
         stream.log.clear();
         stream
     }
