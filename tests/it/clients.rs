@@ -6,9 +6,9 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use etcd_concurrency::fake::{FakeEtcd, Serving};
+use etcd_concurrency::fake::{FakeEtcd, Rpc, Serving};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::support::etcd::{Etcd, Version};
 
@@ -79,6 +79,25 @@ async fn ctl(endpoint: &str, line: &str, input: &str) -> String {
     run("etcdctl", &args, input).await
 }
 
+/// An etcdctl that does not end by itself, and what it prints; ended when dropped.
+struct Lines {
+    _program: Child,
+    lines: tokio::io::Lines<BufReader<ChildStdout>>,
+}
+
+fn lines(endpoint: &str, line: &str) -> Lines {
+    let mut command = Command::new(programs().join("etcdctl"));
+    command.args(["--endpoints", endpoint]).args(line.split(' '));
+    let mut program = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a program to run");
+    let lines = BufReader::new(program.stdout.take().expect("piped")).lines();
+    Lines { _program: program, lines }
+}
+
+async fn next(output: &mut Lines) -> String {
+    let line = tokio::time::timeout(LONG, output.lines.next_line()).await.expect("a line in time");
+    line.expect("readable").expect("it goes on")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs Go"]
 async fn etcdctl() {
@@ -122,17 +141,34 @@ async fn etcdctl() {
 }
 
 /// The first lines that a watch on `k/` from revision 2 on prints. It would go on for ever.
-async fn watch(endpoint: &str, lines: usize) -> Vec<String> {
-    let mut command = Command::new(programs().join("etcdctl"));
-    command.args(["--endpoints", endpoint, "watch", "--prefix", "k/", "--rev=2"]);
-    let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a program to run");
-    let mut output = BufReader::new(child.stdout.take().expect("piped")).lines();
+async fn watch(endpoint: &str, count: usize) -> Vec<String> {
+    let mut output = lines(endpoint, "watch --prefix k/ --rev=2");
     let mut seen = Vec::new();
-    while seen.len() < lines {
-        let line = tokio::time::timeout(LONG, output.next_line()).await.expect("a line in time");
-        seen.push(line.expect("readable").expect("it goes on"));
+    while seen.len() < count {
+        seen.push(next(&mut output).await);
     }
     seen
+}
+
+/// `lease keep-alive` goes on until it is ended, and says so each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs Go"]
+async fn etcdctl_keeps_a_lease_alive() {
+    let (fake, serving) = serve().await;
+    let at = serving.endpoint();
+    let lease = ctl(&at, "lease grant 2", "").await;
+    let id = lease.split(' ').nth(1).expect("an id");
+    let answered = |fake: &FakeEtcd| fake.history().calls(Rpc::LeaseKeepAlive).count();
+    let mut kept = lines(&at, &format!("lease keep-alive {id}"));
+    let said = format!("lease {id} keepalived with TTL(2)");
+    for _ in 0..4 {
+        assert_eq!(next(&mut kept).await, said);
+    }
+    assert!(answered(&fake) >= 4, "{}", fake.history());
+    // Longer than its TTL by now.
+    assert_eq!(fake.leases(), 1, "{}", fake.history());
+    drop(kept);
+    fake.until(|fake| fake.leases() == 0).await;
 }
 
 /// `elect` proclaims until it is ended, and `elect -l` tells of it.
