@@ -5,6 +5,7 @@ mod txns;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use etcd_concurrency::pb::etcdserverpb::range_request::SortTarget;
 use etcd_concurrency::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest,
     RangeRequest, WatchCreateRequest,
@@ -12,6 +13,7 @@ use etcd_concurrency::pb::etcdserverpb::{
 use fastrand::Rng;
 
 use super::op::{CLIENTS, Op, STREAMS};
+use super::ties::STABLE;
 use super::users::{self, AuthOp};
 use crate::support::etcd::Version;
 
@@ -262,8 +264,11 @@ impl Generator {
     }
 
     fn range_stream(&mut self) -> RangeRequest {
-        let range = self.range();
+        let mut range = self.range();
         if self.one_in(4) {
+            if range.sort_target() != SortTarget::Key && range.limit == 0 {
+                range.limit = STABLE;
+            }
             return range;
         }
         let ascending = self.rng.i32(0..2);

@@ -123,8 +123,11 @@ impl Client {
             }
             Op::Compact(request) => answer(self.kv.compact(request).await, |r| &mut r.header),
             Op::RangeStream(request) => {
-                let pieces = collect(self.kv.range_stream(request).await, |piece| {
-                    piece.range_response.iter_mut().for_each(|piece| neutral(&mut piece.header));
+                let pieces = collect(self.kv.range_stream(request.clone()).await, |piece| {
+                    piece.range_response.iter_mut().for_each(|piece| {
+                        neutral(&mut piece.header);
+                        ties::settle_stream(&request, piece);
+                    });
                 });
                 Answer::text(pieces.await)
             }

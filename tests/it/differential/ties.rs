@@ -11,11 +11,24 @@ use etcd_concurrency::pb::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest
 use etcd_concurrency::pb::mvccpb::KeyValue;
 
 /// So many keys Go sorts by insertion, which is stable.
-const STABLE: i64 = 12;
+pub(super) const STABLE: i64 = 12;
 
 pub(super) fn settle(request: &RangeRequest, response: &mut RangeResponse) {
+    if response.count > STABLE {
+        settle_sorted(request, response);
+    }
+}
+
+/// Such a range comes in one piece, or in those that are sorted stably: where one ends says where the next begins.
+pub(super) fn settle_stream(request: &RangeRequest, piece: &mut RangeResponse) {
+    if piece.kvs.len() as i64 >= STABLE {
+        settle_sorted(request, piece);
+    }
+}
+
+fn settle_sorted(request: &RangeRequest, response: &mut RangeResponse) {
     let target = request.sort_target();
-    if response.count <= STABLE || target == SortTarget::Key {
+    if target == SortTarget::Key {
         return;
     }
     let rank = |kv: &KeyValue| match target {
