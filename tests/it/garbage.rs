@@ -3,70 +3,21 @@
 //! Requests of all RPCs are encoded, damaged at random, and dropped at random moments. `GARBAGE_SEED=x` replays a run,
 //! `GARBAGE_REQUESTS=n` makes it so long.
 
+mod wire;
+
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::pb::{v3electionpb, v3lockpb};
 use etcd_concurrency::{Compare, Op, Txn};
 use fastrand::Rng;
-use http_body_util::{BodyExt, Full};
 use prost::Message;
-use tonic::body::Body;
-use tower::ServiceExt;
 
-const PATHS: &[&str] = &[
-    "etcdserverpb.KV/Range",
-    "etcdserverpb.KV/RangeStream",
-    "etcdserverpb.KV/Put",
-    "etcdserverpb.KV/DeleteRange",
-    "etcdserverpb.KV/Txn",
-    "etcdserverpb.KV/Compact",
-    "etcdserverpb.Watch/Watch",
-    "etcdserverpb.Lease/LeaseGrant",
-    "etcdserverpb.Lease/LeaseRevoke",
-    "etcdserverpb.Lease/LeaseKeepAlive",
-    "etcdserverpb.Lease/LeaseTimeToLive",
-    "etcdserverpb.Lease/LeaseLeases",
-    "etcdserverpb.Cluster/MemberAdd",
-    "etcdserverpb.Cluster/MemberRemove",
-    "etcdserverpb.Cluster/MemberUpdate",
-    "etcdserverpb.Cluster/MemberList",
-    "etcdserverpb.Cluster/MemberPromote",
-    "etcdserverpb.Maintenance/Alarm",
-    "etcdserverpb.Maintenance/Status",
-    "etcdserverpb.Maintenance/Defragment",
-    "etcdserverpb.Maintenance/Hash",
-    "etcdserverpb.Maintenance/HashKV",
-    "etcdserverpb.Maintenance/Snapshot",
-    "etcdserverpb.Maintenance/MoveLeader",
-    "etcdserverpb.Maintenance/Downgrade",
-    "etcdserverpb.Auth/Authenticate",
-    "etcdserverpb.Auth/AuthStatus",
-    "etcdserverpb.Auth/UserAdd",
-    "etcdserverpb.Auth/UserGet",
-    "etcdserverpb.Auth/UserList",
-    "etcdserverpb.Auth/UserDelete",
-    "etcdserverpb.Auth/UserChangePassword",
-    "etcdserverpb.Auth/UserGrantRole",
-    "etcdserverpb.Auth/UserRevokeRole",
-    "etcdserverpb.Auth/RoleAdd",
-    "etcdserverpb.Auth/RoleGet",
-    "etcdserverpb.Auth/RoleList",
-    "etcdserverpb.Auth/RoleDelete",
-    "etcdserverpb.Auth/RoleGrantPermission",
-    "etcdserverpb.Auth/RoleRevokePermission",
-    "v3lockpb.Lock/Lock",
-    "v3lockpb.Lock/Unlock",
-    "v3electionpb.Election/Campaign",
-    "v3electionpb.Election/Proclaim",
-    "v3electionpb.Election/Leader",
-    "v3electionpb.Election/Observe",
-    "v3electionpb.Election/Resign",
-    "etcdserverpb.KV/NoSuchMethod",
-];
+use self::wire::{PATHS, send};
 
 #[tokio::test(start_paused = true)]
 async fn nothing_that_is_sent_stops_the_fake() {
@@ -78,40 +29,26 @@ async fn nothing_that_is_sent_stops_the_fake() {
     let mut answered = 0;
     for _ in 0..requests {
         let path = PATHS[rng.usize(0..PATHS.len())];
-        answered += u32::from(send(&fake, path, body(&mut rng), &mut rng).await);
+        let (body, moment) = (body(&mut rng), Duration::from_millis(rng.u64(0..20)));
+        answered += u32::from(send(&fake, path, body, moment).await);
     }
     assert!(answered > 1_000, "only {answered} answers: too few to tell anything");
 
-    // It serves as ever, a client that knows nothing of all this among the rest.
-    let client = fake.client();
-    let reply =
-        client.txn(Txn::new().compare(Compare::missing("fresh")).success(Op::put("fresh", "1"))).await;
-    assert!(reply.expect("an answer").succeeded);
-    fake.until(|fake| fake.streams() == 0).await;
-    assert_eq!(fake.watchers(), 0, "of streams that are gone");
+    wire::serves_as_ever(&fake).await;
 }
 
-/// Sends one request, and reads as much of the answer as comes in a moment. True if it ended with a status.
-async fn send(fake: &FakeEtcd, path: &str, body: Bytes, rng: &mut Rng) -> bool {
-    let request = http::Request::post(format!("http://fake/{path}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Body::new(Full::new(body)))
-        .expect("a request");
-    let moment = Duration::from_millis(rng.u64(0..20));
-    let answer = async {
-        let response = fake.service().oneshot(request).await.expect("the fake is there");
-        assert_eq!(response.status(), 200, "{path}");
-        let head = response.headers().clone();
-        let body = response.into_body().collect().await;
-        let Ok(body) = body else { return };
-        let status = head.get("grpc-status").or_else(|| body.trailers()?.get("grpc-status"));
-        let status = status.unwrap_or_else(|| panic!("{path}: no status")).to_str().expect("a number");
-        let code: i32 = status.parse().expect("a number");
-        assert!((0..=16).contains(&code), "{path}: {code}");
-    };
-    // What waits (a watch, a lock that is held) is dropped in the middle.
-    tokio::time::timeout(moment, answer).await.is_ok()
+/// What the fuzz target found worth keeping.
+#[tokio::test(start_paused = true)]
+async fn nor_does_anything_of_the_corpus() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/requests");
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus") {
+        let path = entry.expect("an entry").path();
+        println!("{}", path.display());
+        wire::replay(&std::fs::read(&path).expect("a file")).await;
+        inputs += 1;
+    }
+    assert!(inputs > 10, "only {inputs} inputs");
 }
 
 /// One message or a few, framed, and damaged more often than not.
@@ -122,10 +59,15 @@ fn body(rng: &mut Rng) -> Bytes {
         if rng.bool() {
             damage(&mut message, rng);
         }
-        frames.put_u8(if rng.u32(0..100) == 0 { rng.u8(..) } else { 0 });
-        let length = u32::try_from(message.len()).expect("small");
-        frames.put_u32(if rng.u32(0..50) == 0 { rng.u32(0..64) } else { length });
-        frames.extend_from_slice(&message);
+        let start = frames.len();
+        wire::frame(&mut frames, &message);
+        // A frame's head can be ill, too: a flag, and a length.
+        if rng.u32(0..100) == 0 {
+            frames[start] = rng.u8(..);
+        }
+        if rng.u32(0..50) == 0 {
+            frames[start + 4] = rng.u8(0..64);
+        }
     }
     frames.freeze()
 }
