@@ -126,6 +126,11 @@ impl Shared {
         out
     }
 
+    /// The largest message that is read at all.
+    pub(crate) fn max_message_bytes(&self) -> usize {
+        self.config.max_message_bytes()
+    }
+
     /// What is wrong with a request at first sight.
     pub(crate) fn check(&self, request: &impl Asked) -> Result<(), Refusal> {
         let (size, limit) = (request.size(), self.config.max_message_bytes());

@@ -26,11 +26,12 @@ async fn nothing_that_is_sent_stops_the_fake() {
     println!("GARBAGE_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let fake = FakeEtcd::builder().seed(seed).history_limit(1_000).start();
+    let service = fake.service();
     let mut answered = 0;
     for _ in 0..requests {
         let path = PATHS[rng.usize(0..PATHS.len())];
         let (body, moment) = (body(&mut rng), Duration::from_millis(rng.u64(0..20)));
-        answered += u32::from(send(&fake, path, body, moment).await);
+        answered += u32::from(send(&service, path, body, moment).await);
     }
     assert!(answered > 1_000, "only {answered} answers: too few to tell anything");
 

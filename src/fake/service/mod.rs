@@ -79,9 +79,11 @@ impl Server {
 
     /// All services, by path.
     pub(crate) fn routes(&self) -> Routes {
-        // Too large a message is refused by us, in etcd's words, instead of by the decoder.
-        Routes::new(KvServer::new(self.clone()).max_decoding_message_size(usize::MAX))
-            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(usize::MAX))
+        // Too large a message is refused by us, in etcd's words, instead of by the decoder. But for one that only
+        // claims to be of gigabytes: the decoder would make room for it.
+        let largest = self.shared.max_message_bytes().saturating_add(SURELY_TOO_LARGE);
+        Routes::new(KvServer::new(self.clone()).max_decoding_message_size(largest))
+            .add_service(WatchServer::new(self.clone()).max_decoding_message_size(largest))
             .add_service(LeaseServer::new(self.clone()))
             .add_service(ClusterServer::new(self.clone()))
             .add_service(AuthServer::new(self.clone()))
@@ -226,3 +228,6 @@ impl Meta {
         Self { needs_leader: false, ..self }
     }
 }
+
+/// So much more than the largest message the decoder refuses by itself, in its own words.
+const SURELY_TOO_LARGE: usize = 64 << 20;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use etcd_concurrency::fake::FakeEtcd;
+use etcd_concurrency::fake::{FakeEtcd, Service};
 use etcd_concurrency::{Compare, Op, Txn};
 use http_body_util::{BodyExt, Full};
 use tonic::body::Body;
@@ -67,6 +67,7 @@ pub(crate) const PATHS: &[&str] = &[
 /// there are, and whether they go without frames), and its messages, each a byte for its length and so many more.
 pub(crate) async fn replay(mut input: &[u8]) {
     let fake = FakeEtcd::builder().history_limit(100).start();
+    let service = fake.service();
     while let [path, how, rest @ ..] = input {
         input = rest;
         let mut body = BytesMut::new();
@@ -81,7 +82,7 @@ pub(crate) async fn replay(mut input: &[u8]) {
             }
         }
         let path = PATHS[usize::from(*path) % PATHS.len()];
-        send(&fake, path, body.freeze(), Duration::from_millis(u64::from(how & 31))).await;
+        send(&service, path, body.freeze(), Duration::from_millis(u64::from(how & 31))).await;
     }
     serves_as_ever(&fake).await;
 }
@@ -94,14 +95,14 @@ pub(crate) fn frame(frames: &mut BytesMut, message: &[u8]) {
 }
 
 /// Sends one request, and reads as much of the answer as comes in a moment. True if it ended with a status.
-pub(crate) async fn send(fake: &FakeEtcd, path: &str, body: Bytes, moment: Duration) -> bool {
+pub(crate) async fn send(service: &Service, path: &str, body: Bytes, moment: Duration) -> bool {
     let request = http::Request::post(format!("http://fake/{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(Body::new(Full::new(body)))
         .expect("a request");
     let answer = async {
-        let response = fake.service().oneshot(request).await.expect("the fake is there");
+        let response = service.clone().oneshot(request).await.expect("the fake is there");
         assert_eq!(response.status(), 200, "{path}");
         let head = response.headers().clone();
         let body = response.into_body().collect().await;
