@@ -19,10 +19,14 @@ pub(super) fn streams(
     fake: &[WatchResponse],
     real: &[WatchResponse],
 ) -> Result<(), (String, String)> {
-    let ids: BTreeSet<i64> = fake.iter().chain(real).map(|response| response.watch_id).collect();
-    for id in ids {
+    let voices: BTreeSet<_> = fake.iter().chain(real).map(voice).collect();
+    for (id, refusal) in voices {
         let until = settled.get(&id).copied().unwrap_or(0);
-        let (fake, real) = (Seen::of(id, until, fake), Seen::of(id, until, real));
+        let of = |log: &[WatchResponse]| {
+            let log: Vec<_> = log.iter().filter(|response| voice(response) == (id, refusal)).collect();
+            Seen::of(id, until, &log)
+        };
+        let (fake, real) = (of(fake), of(real));
         let cuts = fake.cuts.len().min(real.cuts.len());
         // The write that proves that a watcher has caught up may be in its last piece, or make one more.
         let same_cuts =
@@ -35,6 +39,12 @@ pub(super) fn streams(
         }
     }
     Ok(())
+}
+
+/// Whose response it is. That of no watcher is a refusal, or a stream's progress: between these two a real server
+/// keeps no order.
+fn voice(response: &WatchResponse) -> (i64, bool) {
+    (response.watch_id, response.created && response.canceled)
 }
 
 /// What one watcher saw.
@@ -51,10 +61,10 @@ impl Seen {
         format!("{same} alike, then\n  {}", self.lines[same..].join("\n  "))
     }
 
-    fn of(id: i64, until: i64, log: &[WatchResponse]) -> Seen {
+    fn of(id: i64, until: i64, log: &[&WatchResponse]) -> Seen {
         let mut lines = Vec::new();
         let mut cuts = Vec::new();
-        for response in log.iter().filter(|response| response.watch_id == id) {
+        for response in log {
             let last =
                 response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max();
             let Some(last) = last.filter(|last| *last <= until) else {
