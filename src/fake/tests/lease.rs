@@ -13,7 +13,9 @@ async fn an_hour_of_keep_alives_takes_no_time() -> Result {
         assert_eq!(said.message().await?.map(|response| response.ttl), Some(3));
     }
     assert_eq!(fake.leases(), 1);
-    assert!(began.elapsed() < Duration::from_secs(1), "took {:?}", began.elapsed());
+    // Milliseconds by itself; a minute on the busiest of machines is still no hour.
+    println!("an hour of keep-alives took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60));
     Ok(())
 }
 
