@@ -127,11 +127,12 @@ impl Semaphore {
         Ok(SemaphorePermit { place })
     }
 
-    /// Takes a permit if one is free and nobody waits: one RPC.
+    /// Takes a permit if one is free and nobody waits: one RPC, and another where that fails.
+    ///
+    /// To find out, a place in the queue is taken, and given up: for that moment others wait behind it.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] where none is; what was put to find out is taken away in the background. Else as
-    /// [`acquire`](Self::acquire).
+    /// [`ErrorKind::Locked`] where none is. Else as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
@@ -139,7 +140,7 @@ impl Semaphore {
         self.try_acquire_many(1).await
     }
 
-    /// Takes several permits if they are free and nobody waits: one RPC.
+    /// Takes several permits if they are free and nobody waits, as [`try_acquire`](Self::try_acquire) does one.
     ///
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire) and [`acquire_many`](Self::acquire_many).
@@ -149,6 +150,10 @@ impl Semaphore {
     pub async fn try_acquire_many(&self, permits: u32) -> Result<SemaphorePermit> {
         let (_, place, rank) = self.ask(permits).await?;
         if rank != Rank::In {
+            // Waited for, so that nobody is held up by one who only tried; what fails goes on in the background.
+            if let Err(error) = place.release().await {
+                tracing::debug!(%error, "what was put for a try is not gone yet");
+            }
             return Err(Error::new(ErrorKind::Locked, Outcome::NotApplied));
         }
         place.check()?;

@@ -18,10 +18,10 @@ use crate::support::queue::queue;
 
 const LONG: Duration = Duration::from_secs(30);
 /// More than any of these futures is polled.
-const MANY: usize = 200;
+pub(crate) const MANY: usize = 200;
 
 /// Polls a future at most `polls` times, then drops it.
-async fn at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+pub(crate) async fn at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
     poll_fn(|context| {
@@ -36,7 +36,7 @@ async fn at_most<F: Future>(polls: usize, future: F) -> Option<F::Output> {
 
 /// In process everything is answered at once: on the fake, requests and answers take a moment each, so that there is
 /// something to drop in between.
-fn take_time(backend: &Backend) {
+pub(crate) fn take_time(backend: &Backend) {
     if let Some(fake) = backend.fake() {
         fake.fault(On::any(), Do::delay(Duration::from_millis(1)));
         fake.fault(On::any(), Do::delay_reply(Duration::from_millis(1)));
@@ -49,7 +49,7 @@ fn tasks() -> usize {
 }
 
 /// Waits until nothing is left of a name: no key, and on the fake no watch and no task.
-async fn nothing_left(backend: &Backend, observer: &Client, name: &str, polls: usize) {
+pub(crate) async fn nothing_left(backend: &Backend, observer: &Client, name: &str, polls: usize) {
     thread_local!(static USUAL: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) });
     until(&format!("nothing left after {polls} polls"), LONG, async || {
         let clean = queue(observer, name).await == 0 && backend.watchers().is_none_or(|n| n == 0);

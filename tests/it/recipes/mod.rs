@@ -1,5 +1,6 @@
 //! The recipes, each on the fake and on every real version, from the same bodies; and under drawn faults.
 
+mod drops;
 mod model;
 mod multilock;
 mod rwlock;
