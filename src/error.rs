@@ -116,9 +116,18 @@ pub enum ErrorKind {
     /// The revision is yet to come on this member.
     #[error("the revision is a future revision")]
     FutureRevision,
-    /// The transaction has more operations than the server allows.
-    #[error("too many operations in one transaction")]
-    TooManyOps,
+    /// The transaction has more operations than the server allows (`--max-txn-ops`, 128 by default, of each sort).
+    #[error(
+        "too many operations in one transaction: {compares} compares, {success} operations if they hold, {failure} if not"
+    )]
+    TooManyOps {
+        /// How many compares it has, those of nested transactions included.
+        compares: usize,
+        /// How many operations for when the compares hold.
+        success: usize,
+        /// How many operations for when they do not.
+        failure: usize,
+    },
     /// The request is larger than the server allows.
     #[error("the request is too large")]
     TooLarge,
@@ -174,6 +183,26 @@ pub enum ErrorKind {
     /// There is no such leadership to go on with: the seat is gone, or another's.
     #[error("not the leader: the seat is gone")]
     NotLeader,
+    /// Others wrote what the STM's run had read, at each of its attempts; nothing was written.
+    #[error("no attempt of {attempts} was free of conflicts")]
+    Conflict {
+        /// How many attempts were made.
+        attempts: u32,
+    },
+    /// Nobody can tell whether the STM's run was committed; the [source](std::error::Error::source) says why.
+    #[error("what became of the commit is unknown")]
+    CommitUnknown,
+    /// The handle belongs to an attempt of the STM that has ended.
+    #[error("the attempt has ended")]
+    AttemptEnded,
+    /// A key's value is not what it was to be read as.
+    #[error("the value of {key} cannot be read: {why}")]
+    Unreadable {
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        why: String,
+    },
     /// An error of the server that has no kind of its own.
     #[error("the server answered {code:?}: {message}")]
     Other {
@@ -270,6 +299,14 @@ impl Error {
 
     pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// Says how large the transaction was that had too many operations.
+    pub(crate) fn with_size(mut self, [compares, success, failure]: [usize; 3]) -> Self {
+        if let ErrorKind::TooManyOps { .. } = self.0.kind {
+            self.0.kind = ErrorKind::TooManyOps { compares, success, failure };
+        }
         self
     }
 

@@ -139,7 +139,10 @@ fn by_message(message: &str) -> Option<(ErrorKind, Outcome)> {
         "mvcc: required revision has been compacted" => (ErrorKind::Compacted { revision: 0 }, NotApplied),
         "mvcc: required revision is a future revision" => (ErrorKind::FutureRevision, NotApplied),
         "mvcc: database space exceeded" => (ErrorKind::NoSpace, NotApplied),
-        "too many operations in txn request" => (ErrorKind::TooManyOps, NotApplied),
+        // How many of what is known where the request is.
+        "too many operations in txn request" => {
+            (ErrorKind::TooManyOps { compares: 0, success: 0, failure: 0 }, NotApplied)
+        }
         "request is too large" => (ErrorKind::TooLarge, NotApplied),
         "too many requests" => (ErrorKind::TooManyRequests, NotApplied),
         "no leader" => (ErrorKind::NoLeader, NotApplied),

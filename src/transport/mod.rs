@@ -106,7 +106,8 @@ impl Transport {
         repeat: Repeat,
     ) -> Result<Answer<pb::TxnResponse>> {
         let request = self.namespace.txn(request);
-        let mut answer = self.raw_txn(request, repeat).await?;
+        let size = size(&request);
+        let mut answer = self.raw_txn(request, repeat).await.map_err(|error| error.with_size(size))?;
         answer.value = self.namespace.txned(answer.value);
         Ok(answer)
     }
@@ -250,6 +251,18 @@ impl Transport {
     unary!(raw_lease_grant, pb::lease_client::LeaseClient<_>, lease_grant, "Lease/LeaseGrant", pb::LeaseGrantRequest => pb::LeaseGrantResponse);
     unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
     unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
+}
+
+/// How many compares, operations for success and operations for failure there are, nested ones included.
+fn size(txn: &pb::TxnRequest) -> [usize; 3] {
+    let mut size = [txn.compare.len(), txn.success.len(), txn.failure.len()];
+    for op in txn.success.iter().chain(&txn.failure) {
+        if let Some(pb::request_op::Request::RequestTxn(inner)) = &op.request {
+            let inner = self::size(inner);
+            size = std::array::from_fn(|sort| size[sort] + inner[sort]);
+        }
+    }
+    size
 }
 
 /// The error for an attempt that got no answer, and whose endpoint is avoided from here on.

@@ -24,4 +24,5 @@ mod pauses;
 mod recipes;
 mod rivals;
 mod sessions;
+mod stm;
 mod support;

@@ -1,0 +1,254 @@
+//! Markers: how a run learns what became of a commit that nobody answered.
+//!
+//! A marker is a key of the session that is put in the same transaction as the run's writes, under the condition that
+//! it still is of the revision that was last known. So of all the attempts that expect this revision at most one can
+//! ever be applied, however often each was sent and however late it arrives; and the marker's value tells which.
+//! Whoever wants to know for certain that none was or will be puts the marker itself.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::client::Client;
+use crate::error::{Error, Outcome, Result};
+use crate::lease::Lease;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
+use crate::session::Session;
+use crate::transport::Answer;
+use crate::transport::retry::{Backoff, Repeat, may_pass};
+use crate::txn::{Compare, Op, Txn, TxnReply};
+
+/// The markers of an `Stm` and its clones: as many as it ever had runs at once.
+#[derive(Debug)]
+pub(super) struct Markers {
+    client: Client,
+    session: Session,
+    prefix: Bytes,
+    free: Mutex<Slots>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    free: Vec<Slot>,
+    made: usize,
+}
+
+/// A marker's key, and what is known of it.
+#[derive(Debug, Default)]
+struct Slot {
+    key: Bytes,
+    /// Its mod_revision; 0 for a missing key.
+    revision: i64,
+    /// A transaction that expects the key to be missing may still arrive.
+    straggler: bool,
+}
+
+impl Markers {
+    pub(super) fn new(client: &Client, session: &Session, prefix: &[u8]) -> Arc<Self> {
+        let own = format!("{:x}/{:016x}-", session.lease(), fastrand::u64(..));
+        let prefix = [prefix, own.as_bytes()].concat().into();
+        let (client, session) = (client.clone(), session.clone());
+        Arc::new(Self { client, session, prefix, free: Mutex::default() })
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// A marker for one run.
+    pub(super) fn take(self: &Arc<Self>) -> Mark {
+        let mut slots = self.slots();
+        let slot = slots.free.pop().unwrap_or_else(|| {
+            slots.made += 1;
+            let key = [&self.prefix[..], format!("{:x}", slots.made).as_bytes()].concat().into();
+            Slot { key, revision: 0, straggler: false }
+        });
+        let run = format!("{:016x}/", fastrand::u64(..));
+        Mark { markers: Arc::clone(self), slot, run, in_doubt: false }
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last run and the last `Stm` are gone: so are the markers, as soon as the server hears of it.
+impl Drop for Markers {
+    fn drop(&mut self) {
+        let slots = std::mem::take(&mut *self.slots());
+        if slots.free.iter().all(|slot| slot.revision == 0 && !slot.straggler) {
+            return;
+        }
+        // A straggler that expects no key is not to find none: it may be the second of its kind.
+        let pause = match slots.free.iter().any(|slot| slot.straggler) {
+            true => STRAGGLER,
+            false => Duration::ZERO,
+        };
+        // Not the session: it is not to be kept open for this.
+        let lease = self.session.lease_handle().clone();
+        self.session.cleanup().spawn(delete(self.client.clone(), lease, self.prefix.clone(), pause));
+    }
+}
+
+/// Deletes markers after a pause: again and again until it is done, or the lease's end does it. The prefix is one
+/// `Stm`'s alone, so this can hit nobody else's keys.
+async fn delete(client: Client, lease: Arc<Lease>, prefix: Bytes, pause: Duration) {
+    let txn = Txn::new().success(Op::delete_prefix(prefix));
+    let again = async {
+        tokio::time::sleep(pause).await;
+        let mut backoff = Backoff::default();
+        while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
+            tracing::debug!(%error, "deleting markers failed; trying again");
+            tokio::time::sleep(backoff.next()).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = lease.lost() => {}
+        () = again => {}
+    }
+}
+
+/// A marker in use by one run. Dropped, it goes back to the others.
+#[derive(Debug)]
+pub(super) struct Mark {
+    markers: Arc<Markers>,
+    slot: Slot,
+    /// What the values begin with that this run puts.
+    run: String,
+    /// An attempt of this run may have been applied, or may yet be.
+    in_doubt: bool,
+}
+
+/// What a marker says that was read.
+pub(super) enum Found {
+    /// It is as it was last known: no attempt that expects it so has been applied yet.
+    Unchanged,
+    /// This attempt was committed, at this revision.
+    Committed { attempt: u32, revision: i64 },
+    /// Another put it: no attempt that expects it as it was has been applied, or ever will be.
+    Other,
+    /// Somebody deleted it, and with it what it said.
+    Gone,
+}
+
+impl Mark {
+    /// The marker is as it was last known.
+    pub(super) fn unchanged(&self) -> Compare {
+        Compare::mod_revision(self.slot.key.clone()).is(self.slot.revision)
+    }
+
+    /// Says that an attempt was committed.
+    pub(super) fn put(&self, attempt: u32) -> Op {
+        self.put_value(format!("{}{attempt}", self.run))
+    }
+
+    pub(super) fn get(&self) -> Op {
+        Op::get(self.slot.key.clone())
+    }
+
+    pub(super) fn in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    /// Sends a transaction that expects the marker [unchanged](Self::unchanged) before it writes anything.
+    pub(super) async fn send(&mut self, txn: Txn) -> Result<Answer<pb::TxnResponse>> {
+        let before = self.slot.straggler;
+        // So it stays where nobody waits for the answer any more.
+        self.slot.straggler |= self.slot.revision == 0;
+        let transport = self.markers.client.transport();
+        let answer = transport.txn(txn.into(), Repeat::Harmless).await;
+        let certain = match &answer {
+            Ok(answer) => !answer.ambiguous,
+            Err(error) => error.outcome() == Outcome::NotApplied,
+        };
+        if certain {
+            self.slot.straggler = before;
+        } else {
+            self.in_doubt = true;
+        }
+        answer
+    }
+
+    /// A transaction that puts the marker was committed.
+    pub(super) fn committed(&mut self, revision: i64) {
+        self.slot.revision = revision;
+        self.in_doubt = false;
+    }
+
+    /// Reads what [`get`](Self::get) brought, where the marker was not expected to be unchanged for certain.
+    pub(super) fn look(&mut self, found: &[KeyValue]) -> Found {
+        let (value, revision) = found.first().map_or((&b""[..], 0), |kv| (&kv.value[..], kv.mod_revision));
+        if revision == self.slot.revision {
+            return Found::Unchanged;
+        }
+        self.slot.revision = revision;
+        if revision == 0 {
+            return Found::Gone;
+        }
+        self.in_doubt = false;
+        let attempt =
+            value.strip_prefix(self.run.as_bytes()).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+        attempt.map_or(Found::Other, |attempt| Found::Committed { attempt, revision })
+    }
+
+    /// Finds out which attempt of this run was committed. None for none; then none ever will be, either.
+    ///
+    /// Goes on until it is certain. An error says that it never will be: the session is lost, or the server refuses.
+    pub(super) async fn settle(&mut self) -> Result<Option<(u32, i64)>> {
+        let session = self.markers.session.clone();
+        let mut backoff = Backoff::default();
+        loop {
+            let claim = Txn::new()
+                .compare(self.unchanged())
+                .success(self.put_value(format!("{}-", self.run)))
+                .failure(self.get());
+            let answer = tokio::select! {
+                biased;
+                reason = session.lost() => return Err(reason.into()),
+                answer = self.send(claim) => session.lease_handle().learn(answer),
+            };
+            match answer {
+                Ok(answer) => {
+                    let reply = TxnReply::try_from(answer.value)?;
+                    if reply.succeeded {
+                        self.committed(reply.header.revision);
+                        return Ok(None);
+                    }
+                    let unclear = |why| Err(Error::protocol(why, Outcome::Unknown).at("KV/Txn"));
+                    return match self.look(reply.kvs(0).unwrap_or_default()) {
+                        Found::Committed { attempt, revision } => Ok(Some((attempt, revision))),
+                        Found::Other => Ok(None),
+                        Found::Gone => unclear("somebody deleted the marker"),
+                        Found::Unchanged => unclear("a compare failed that holds"),
+                    };
+                }
+                Err(error) if may_pass(error.kind()) => {
+                    tracing::debug!(%error, "settling a commit failed; trying again");
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::select! {
+                biased;
+                reason = session.lost() => return Err(reason.into()),
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    fn put_value(&self, value: String) -> Op {
+        Op::put_with_lease(self.slot.key.clone(), value, self.markers.session.lease())
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let slot = std::mem::take(&mut self.slot);
+        self.markers.slots().free.push(slot);
+    }
+}
+
+/// Longer than a server keeps a request: 5 s and twice the election timeout, which is 1 s by default.
+const STRAGGLER: Duration = Duration::from_secs(12);
