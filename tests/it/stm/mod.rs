@@ -2,6 +2,8 @@
 
 mod api;
 mod budgets;
+mod exactly_once;
+mod faults;
 mod isolation;
 
 use etcd_concurrency::pb::mvccpb::KeyValue;

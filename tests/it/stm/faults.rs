@@ -1,0 +1,389 @@
+//! What goes wrong between a run and the server, on the fake and its paused clock.
+
+use std::cell::Cell;
+use std::error::Error as _;
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest, request_op::Request};
+use etcd_concurrency::{Client, Error, ErrorKind, LostReason, Mutex, Outcome, Session, Stm, StmTxn};
+use tokio::time::{sleep, timeout};
+
+use super::{add, delete, ok, put, value};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+/// What the runs write; `lock` is what they may be fenced by.
+const A: &str = "a";
+const LOCK: &str = "lock";
+
+struct Stage {
+    fake: FakeEtcd,
+    other: Client,
+    session: Session,
+    plain: Stm,
+    marked: Stm,
+}
+
+async fn stage() -> Stage {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = Session::builder(&client).ttl(S(60)).open().await.unwrap();
+    let plain = Stm::new(&client);
+    let marked = plain.clone().exactly_once(&session);
+    Stage { other: fake.client_for("other"), fake, session, plain, marked }
+}
+
+impl Stage {
+    fn markers(&self) -> usize {
+        self.fake.snapshot().keys.iter().filter(|kv| kv.key.starts_with(b"__stm/")).count()
+    }
+
+    async fn value(&self) -> Option<String> {
+        value(&self.other, A).await
+    }
+}
+
+/// Commits that write `A`, of the client that the runs have.
+fn commits() -> On {
+    On::rpc(Rpc::Txn).client("default").matching(|txn: &TxnRequest| {
+        txn.success.iter().any(|op| match &op.request {
+            Some(Request::RequestPut(put)) => put.key == A,
+            _ => false,
+        })
+    })
+}
+
+/// Nobody repeats what may have been applied; so nobody can tell.
+#[tokio::test(start_paused = true)]
+async fn without_a_marker_a_lost_reply_is_an_unknown_commit() {
+    for (how, left) in [(Do::lose_reply(), Some("1")), (Do::cut(), None)] {
+        let s = stage().await;
+        s.fake.fault(commits().once(), how);
+        let error = s.plain.run(|txn| add(txn, A, 1)).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::CommitUnknown, Outcome::Unknown));
+        assert!(error.source().is_some());
+        assert_eq!(s.value().await.as_deref(), left);
+        assert_eq!(s.markers(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_marker_a_lost_reply_is_a_commit() {
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        let s = stage().await;
+        let fault = s.fake.fault(commits().once(), Do::lose_reply_by(lost));
+        let done = s.marked.run(|txn| add(txn, A, 1)).await.unwrap();
+        assert_eq!((fault.hits(), done.value, done.attempts), (1, 1, 1));
+        assert_eq!(done.revision, s.fake.snapshot().get(A).unwrap().mod_revision);
+        // The marker is known again.
+        assert_eq!(s.marked.run(|txn| add(txn, A, 1)).await.unwrap().attempts, 1);
+        assert_eq!((s.value().await.as_deref(), s.markers()), (Some("2"), 1));
+    }
+}
+
+/// Every reply to the commit is lost, until the request timeout: the marker is read by another transaction.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_nobody_ever_answers_is_found_out() {
+    let s = stage().await;
+    let lost = s.fake.fault(commits(), Do::lose_reply());
+    let done = s.marked.run(|txn| add(txn, A, 1)).await.unwrap();
+    assert!(lost.hits() > 1);
+    assert_eq!((done.value, done.attempts), (1, 1));
+    assert_eq!(done.revision, s.fake.snapshot().get(A).unwrap().mod_revision);
+}
+
+/// Every commit is lost before it is applied: that none will ever be is found out, and then it is tried again.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_never_arrived_is_made_again() {
+    let s = stage().await;
+    let lost = s.fake.fault(commits(), Do::cut());
+    let stm = s.marked.clone();
+    let running = tokio::spawn(async move { stm.run(|txn| add(txn, A, 1)).await });
+    s.fake.until(|_| s.markers() == 1).await;
+    lost.remove();
+    let done = running.await.unwrap().unwrap();
+    assert_eq!((done.value, done.attempts), (1, 2));
+    assert_eq!(s.value().await.as_deref(), Some("1"));
+
+    // With no attempt left it ends with what went wrong, and that is certain.
+    let late = s.fake.fault(commits(), Do::delay(S(30)));
+    let error = s.marked.clone().max_attempts(1).run(|txn| add(txn, A, 1)).await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::NotApplied));
+    assert!(late.hits() > 1);
+    late.remove();
+    sleep(S(60)).await;
+    assert_eq!(s.value().await.as_deref(), Some("1"), "none of the stragglers was applied");
+}
+
+/// The first request straggles, the second is applied: the first finds the marker changed.
+#[tokio::test(start_paused = true)]
+async fn a_straggler_is_not_applied_a_second_time() {
+    let s = stage().await;
+    let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
+    let blind = |txn: StmTxn| async move { ok(txn.put(A, "ours")?) };
+    let done = s.marked.run(blind).await.unwrap();
+    assert_eq!((straggler.hits(), done.attempts), (1, 1));
+    put(&s.other, A, "theirs").await;
+    // Nor where the marker would be deleted meanwhile: it would expect none, and find none.
+    let Stage { fake, other, session, plain, marked } = s;
+    drop((plain, marked));
+    sleep(S(9)).await;
+    assert_eq!(value(&other, A).await.as_deref(), Some("theirs"));
+    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.expect("the marker goes");
+    assert!(session.is_valid());
+}
+
+/// The first request straggles; the second meets a conflict that passes; then the first is applied, behind the back of
+/// the second attempt. Whatever that one does, the run's end is the first one's.
+#[tokio::test(start_paused = true)]
+async fn a_straggler_that_is_applied_after_a_conflict_is_the_commit() {
+    for second in ["writes", "reads", "fails", "is one too many"] {
+        let s = stage().await;
+        let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
+        let (other, fake, runs) = (&s.other, &s.fake, &Cell::new(0));
+        let body = |txn: StmTxn| {
+            let attempts = runs.get() + 1;
+            runs.set(attempts);
+            async move {
+                assert_eq!(txn.get(A).await?.is_none(), attempts == 1);
+                if attempts == 1 {
+                    let other = other.clone();
+                    // While the second request is on its way.
+                    tokio::spawn(async move {
+                        sleep(S(4)).await;
+                        put(&other, A, "for a moment").await;
+                        sleep(S(2)).await;
+                        delete(&other, A).await;
+                    });
+                    txn.put(A, "1")?;
+                    return ok(attempts);
+                }
+                fake.until(|fake| fake.snapshot().value(A) == Some(b"1")).await;
+                match second {
+                    "writes" => txn.put(A, "2")?,
+                    "fails" => txn.put("", "2")?,
+                    _ => {}
+                }
+                ok(attempts)
+            }
+        };
+        let stm = match second {
+            "is one too many" => s.marked.clone().max_attempts(1),
+            _ => s.marked.clone(),
+        };
+        let running = stm.run(body).await;
+        assert_eq!(straggler.hits(), 1);
+        if second == "is one too many" {
+            // The straggler had not been applied yet; now it never will be.
+            let error = running.unwrap_err();
+            assert_eq!(error.outcome(), Outcome::NotApplied);
+            sleep(S(60)).await;
+            assert_eq!(s.value().await, None);
+            continue;
+        }
+        let done = running.unwrap();
+        assert_eq!((runs.get(), done.value, done.attempts), (2, 1, 1), "the second {second}");
+        assert_eq!(done.revision, s.fake.snapshot().get(A).unwrap().mod_revision);
+        assert_eq!(s.value().await.as_deref(), Some("1"));
+    }
+}
+
+/// A run that is dropped in mid-commit gives its marker back without knowing what it says.
+#[tokio::test(start_paused = true)]
+async fn a_marker_that_a_dropped_run_changed_is_no_conflict() {
+    let s = stage().await;
+    for sum in [1, 3, 5] {
+        assert_eq!(s.marked.run(|txn| add(txn, A, 1)).await.unwrap().value, sum);
+        let lost = s.fake.fault(commits().once(), Do::lose_reply_by(LoseReply::Hang));
+        timeout(S(1), s.marked.run(|txn| add(txn, A, 1))).await.expect_err("nobody answers");
+        assert_eq!(lost.hits(), 1);
+    }
+    let done = s.marked.clone().max_attempts(1).run(|txn| add(txn, A, 1)).await.unwrap();
+    assert_eq!((done.value, done.attempts, s.markers()), (7, 1, 1));
+}
+
+/// A straggler of a dropped run puts the marker again after all was done: it is deleted when no more can come.
+#[tokio::test(start_paused = true)]
+async fn a_straggler_of_a_dropped_run_leaves_no_marker() {
+    let s = stage().await;
+    let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
+    timeout(S(1), s.marked.run(|txn| add(txn, A, 1))).await.expect_err("it straggles");
+    assert_eq!(straggler.hits(), 1);
+    let Stage { fake, session, marked, .. } = s;
+    drop(marked);
+    fake.until(|fake| fake.snapshot().keys.len() == 2).await;
+    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.expect("the marker goes");
+    assert!(session.is_valid());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_lost_before_the_fate_is_known_leaves_it_unknown() {
+    let s = stage().await;
+    let lost = s.fake.fault(On::rpc(Rpc::Txn).client("default"), Do::lose_reply());
+    let (stm, lease) = (s.marked.clone(), s.session.lease());
+    let running = tokio::spawn(async move { stm.run(|txn| add(txn, A, 1)).await });
+    s.fake.until(|_| lost.hits() > 0).await;
+    s.fake.revoke_lease(lease);
+    let error = timeout(S(30), running).await.expect("it ends").unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::CommitUnknown, Outcome::Unknown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_lost_in_mid_run_writes_nothing() {
+    for told in [true, false] {
+        let s = stage().await;
+        let (fake, lease, session) = (&s.fake, s.session.lease(), &s.session);
+        if !told {
+            // Only the commit itself can tell.
+            fake.stall_streams("default");
+        }
+        let body = |txn: StmTxn| async move {
+            txn.put(A, "1")?;
+            fake.revoke_lease(lease);
+            if told {
+                session.lost().await;
+            }
+            ok(())
+        };
+        let error = s.marked.run(body).await.unwrap_err();
+        assert_eq!((error.lost_reason(), error.outcome()), (Some(LostReason::Revoked), Outcome::NotApplied));
+        assert_eq!((s.value().await, s.session.is_valid()), (None, false));
+    }
+}
+
+/// The lock is lost while the closure runs: the server refuses what it wrote, and what it only read is worth nothing.
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_falls_in_mid_run_refuses_it() {
+    for (writes, marked) in [(true, false), (true, true), (false, false)] {
+        let s = stage().await;
+        let guard = Mutex::new(&s.session, LOCK).unwrap().lock().await.unwrap();
+        let stm = if marked { &s.marked } else { &s.plain }.clone().fenced(&guard);
+        stm.run(|txn| add(txn, A, 1)).await.unwrap();
+        let other = &s.other;
+        let lock: &'static str = String::from_utf8(guard.key().to_vec()).unwrap().leak();
+        let runs = &Cell::new(0);
+        let body = |txn: StmTxn| {
+            runs.set(runs.get() + 1);
+            async move {
+                let seen = txn.get(A).await?;
+                delete(other, lock).await;
+                if writes {
+                    txn.put(A, "late")?;
+                }
+                ok(seen)
+            }
+        };
+        let error = stm.run(body).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Fenced, Outcome::NotApplied));
+        assert_eq!((runs.get(), s.value().await.as_deref()), (1, Some("1")));
+        assert_eq!(guard.lost().await, LostReason::KeyDeleted);
+        // From here on it is known without asking, and the closure is not run.
+        let error = stm.run(body).await.unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted));
+        assert_eq!(runs.get(), 1);
+        assert!(s.session.is_valid());
+    }
+}
+
+/// A conflict behind a fence that stands is a conflict.
+#[tokio::test(start_paused = true)]
+async fn a_conflict_is_told_from_a_fallen_fence() {
+    let s = stage().await;
+    let guard = Mutex::new(&s.session, LOCK).unwrap().lock().await.unwrap();
+    for stm in [s.plain.clone(), s.marked.clone()] {
+        let (other, mut attempts) = (&s.other, 0);
+        let body = |txn: StmTxn| {
+            attempts += 1;
+            async move {
+                if attempts == 1 {
+                    txn.get(A).await?;
+                    put(other, A, "7").await;
+                }
+                add(txn, A, 1).await
+            }
+        };
+        let done = stm.fenced(&guard).run(body).await.unwrap();
+        assert_eq!((done.value, done.attempts), (8, 2));
+    }
+    assert!(guard.is_valid());
+}
+
+/// The snapshot is compacted while the closure runs: it starts over, whatever the closure made of the error.
+#[tokio::test(start_paused = true)]
+async fn a_compacted_snapshot_starts_over() {
+    for swallows in [true, false] {
+        let s = stage().await;
+        let (fake, other) = (&s.fake, &s.other);
+        let compacted = |last: u32| {
+            let mut attempts = 0;
+            move |txn: StmTxn| {
+                attempts += 1;
+                async move {
+                    txn.get(A).await?;
+                    if attempts <= last {
+                        let now = put(other, "b", "new").await;
+                        fake.compact(now).map_err(|status| panic!("{status}")).unwrap_or_default();
+                    }
+                    match txn.get("b").await {
+                        Err(error) if !swallows => return Err(error),
+                        _ => {}
+                    }
+                    txn.put(A, "1")?;
+                    ok(attempts)
+                }
+            }
+        };
+        let done = s.plain.run(compacted(2)).await.unwrap();
+        assert_eq!((done.value, done.attempts), (3, 3));
+        let error = s.plain.clone().max_attempts(2).run(compacted(2)).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.outcome()),
+            (&ErrorKind::Conflict { attempts: 2 }, Outcome::NotApplied)
+        );
+        let source = error.source().and_then(|source| source.downcast_ref::<Error>()).unwrap();
+        assert!(matches!(source.kind(), ErrorKind::Compacted { .. }), "{source}");
+    }
+}
+
+/// etcd#11963: a member that lags behind does not have the snapshot's revision yet.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_lags_behind_is_waited_for() {
+    let s = stage().await;
+    put(&s.other, A, "1").await;
+    let future = tonic::Status::out_of_range("etcdserver: mvcc: required revision is a future revision");
+    let pinned =
+        On::rpc(Rpc::Range).matching(|range: &RangeRequest| range.revision > 0 && range.serializable);
+    let lags = s.fake.fault(pinned.times(3), Do::fail(future));
+    let body = |txn: StmTxn| async move {
+        txn.get("b").await?;
+        add(txn, A, 1).await
+    };
+    let done = s.plain.run(body).await.unwrap();
+    assert_eq!((lags.hits(), done.value, done.attempts), (3, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_without_a_leader_or_a_network_are_survived() {
+    let s = stage().await;
+    let fake = &s.fake;
+    for (n, trouble) in (1..).zip(["leader", "partition", "long partition"]) {
+        let body = |txn: StmTxn| async move {
+            let fake = fake.clone();
+            let sum = add(txn, A, 1).await?;
+            match trouble {
+                "leader" => fake.leader_loss(S(4)),
+                _ => {
+                    fake.partition("default");
+                    let lasts = if trouble == "partition" { S(3) } else { S(8) };
+                    tokio::spawn(async move {
+                        sleep(lasts).await;
+                        fake.heal("default");
+                    });
+                }
+            }
+            ok(sum)
+        };
+        assert_eq!(s.marked.run(body).await.unwrap().value, n, "{trouble}");
+        assert_eq!(s.value().await, Some(n.to_string()), "{trouble}");
+    }
+}
