@@ -26,7 +26,7 @@ pub(super) struct Markers {
     client: Client,
     session: Session,
     prefix: Bytes,
-    free: Mutex<Slots>,
+    slots: Mutex<Slots>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Markers {
         let own = format!("{:x}/{:016x}-", session.lease(), fastrand::u64(..));
         let prefix = [prefix, own.as_bytes()].concat().into();
         let (client, session) = (client.clone(), session.clone());
-        Arc::new(Self { client, session, prefix, free: Mutex::default() })
+        Arc::new(Self { client, session, prefix, slots: Mutex::default() })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -70,7 +70,7 @@ impl Markers {
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -209,14 +209,15 @@ impl Stm {
     /// compare and one operation of each commit, and nobody else is to touch them; see
     /// [`marker_prefix`](Self::marker_prefix). Runs that write nothing need none.
     ///
-    /// The session must be of this client's cluster.
+    /// The session must be of this client's cluster. It stays open as long as this `Stm`.
     pub fn exactly_once(mut self, session: &Session) -> Self {
         self.markers = Some(Markers::new(&self.client, session, &self.marker_prefix));
         self
     }
 
     /// What the keys begin with that [`exactly_once`](Self::exactly_once) puts: after it come the lease's id in
-    /// lower-case hex, a slash, and something random. Default: `__stm/`.
+    /// lower-case hex, a slash, and something random. Default: `__stm/`. With etcd's auth, the user must be allowed to
+    /// read and write there.
     pub fn marker_prefix(mut self, prefix: impl Into<Bytes>) -> Self {
         self.marker_prefix = prefix.into();
         if let Some(markers) = self.markers.take() {

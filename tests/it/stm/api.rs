@@ -4,10 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_concurrency::{Error, ErrorKind, Outcome, Session, Stm, StmTxn};
+use etcd_concurrency::{Client, Error, ErrorKind, Outcome, Session, Stm, StmTxn};
 
 use super::{add, delete, key, ok, put, read, value};
+use crate::locking::queue;
 use crate::support::backend::on_every_backend;
+use crate::support::poll::until;
 
 /// An error of the closure's own.
 #[derive(Debug, thiserror::Error)]
@@ -316,6 +318,35 @@ on_every_backend! {
             Stm::new(&client).run(body).await.unwrap();
         }
         writing.abort();
+    }
+
+    /// Ranges end, and markers stand, where the client's namespace does.
+    async fn a_namespace_bounds_all(backend: Backend) {
+        let (outside, other) = (backend.client(), &backend.client());
+        let inside = Client::builder().service(backend.service()).namespace(backend.key("ns/"));
+        let inside = inside.connect().await.unwrap();
+        put(&outside, key(&backend, "ns0"), "outside").await;
+        let session = Session::open(&inside).await.unwrap();
+        let stm = Stm::new(&inside).exactly_once(&session);
+        let (a, mut attempts) = (key(&backend, "ns/a"), 0);
+        let body = |txn: StmTxn| {
+            attempts += 1;
+            async move {
+                let all = txn.get_range("a", "\0").await?;
+                if attempts == 1 {
+                    put(other, a, "1").await;
+                }
+                txn.put("b", "2")?;
+                ok(all)
+            }
+        };
+        let done = stm.run(body).await.unwrap();
+        assert_eq!((done.value, done.attempts), (vec![("a".into(), Bytes::from("1"))], 2));
+        assert_eq!(value(&outside, key(&backend, "ns/b")).await.as_deref(), Some("2"));
+        assert_eq!(queue(&outside, &backend.key("ns/__stm")).await, 1);
+        drop(stm);
+        let look = async || (queue(&outside, &backend.key("ns/__stm")).await == 0).then_some(());
+        until("no marker", Duration::from_secs(20), look).await;
     }
 
     /// With nothing read and nothing written there is nothing to commit.
