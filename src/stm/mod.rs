@@ -54,11 +54,12 @@ use sets::{Sets, Span};
 ///
 /// # What it costs
 /// One RPC for each read of something new, one for the commit; none for the commit of a run that only read, under the
-/// serializable levels. A failed commit brings back what was read, as it is now: another attempt of the same keys
-/// costs one RPC. Keys named to [`prefetch`](Self::prefetch) cost one RPC together.
+/// serializable levels. A failed commit brings back what was read, as it is now: the first retry costs one RPC where it
+/// reads the same; later ones, which come after a pause, read it anew and cost two. Keys named to [`prefetch`](Self::prefetch) cost one RPC together.
 ///
 /// Each key that was read and each that was written takes a compare out of the server's `--max-txn-ops` (128 by
-/// default), and each range one and one for each key found in it; see [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps).
+/// default), and each range one and one for each key found in it; see
+/// [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps). With etcd's auth, all of them must be readable to the user.
 ///
 /// # Coming from Go
 /// `WithIsolation` and `WithPrefetch` are methods here; for `WithAbortContext`, drop the run's future, or set a
@@ -85,8 +86,8 @@ pub struct Stm {
 /// |---|---|---|---|
 /// | [`SerializableSnapshot`](Self::SerializableSnapshot) | one revision | wrote a key or range that was read, or a key that is written | nothing |
 /// | [`Serializable`](Self::Serializable) | one revision | wrote a key or range that was read | overwriting what was not read |
-/// | [`RepeatableReads`](Self::RepeatableReads) | each key once | wrote a key that was read or found | that, read skew within an attempt, phantoms |
-/// | [`ReadCommitted`](Self::ReadCommitted) | each key once | — | that, lost updates, write skew, read skew |
+/// | [`RepeatableReads`](Self::RepeatableReads) | each key once | wrote a key that was read or found | the same, phantoms, read skew within an attempt |
+/// | [`ReadCommitted`](Self::ReadCommitted) | each key once | — | the same, read skew, lost updates, write skew |
 ///
 /// ```
 /// # use etcd_concurrency::{Error, Isolation, Stm, fake::FakeEtcd};
@@ -108,8 +109,7 @@ pub enum Isolation {
     Serializable,
     /// Each key is read once, at whatever revision the member asked has, which may lag behind. The values of one
     /// attempt may be of different revisions (read skew), but an attempt that saw such is not committed: none of the
-    /// keys that were read may have been written since. A range may have new keys by then (phantoms), and so may one
-    /// that is read twice.
+    /// keys that were read may have been written since. A range may have new keys by then (phantoms).
     RepeatableReads,
     /// Reads as [`RepeatableReads`](Self::RepeatableReads), and is always committed: what others wrote meanwhile is
     /// overwritten (lost updates), or no longer what the writes rest on (write skew).
@@ -202,7 +202,8 @@ impl Stm {
     }
 
     /// Finds out what became of a commit that nobody answered, and goes on from there: a run is applied once where it
-    /// returns a value, and not at all where it returns an error other than [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown).
+    /// returns a value, and not at all where it returns an error other than
+    /// [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown).
     ///
     /// For this each commit also puts a marker key with the session's lease, one for each run under way at the same
     /// time; they are used again, and deleted with the last clone of this `Stm`, or with the session. They take one
@@ -232,13 +233,16 @@ impl Stm {
     /// # Errors
     /// What the closure returns; nothing is written then. Of its own, as the closure's error type has them:
     /// - [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where no attempt within the limits was free of conflicts.
-    /// - [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) or [`ErrorKind::Lost`](crate::ErrorKind::Lost) where the fence fell, or the session of
-    ///   [`exactly_once`](Self::exactly_once) was lost. Nothing was written.
-    /// - [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown) where nobody answered the commit. With [`exactly_once`](Self::exactly_once): where
-    ///   the session was lost, or the server refused to let the marker be put, before that could be found out.
-    /// - [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) and whatever else the server refuses the commit for; what
-    ///   keeps it from being asked until the client's request timeout. Nothing was written.
-    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for limits of no attempt, or an empty key to prefetch. Nothing was sent.
+    /// - [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) or [`ErrorKind::Lost`](crate::ErrorKind::Lost) where the fence
+    ///   fell, or the session of [`exactly_once`](Self::exactly_once) was lost. Nothing was written.
+    /// - [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown) where nobody answered the commit. With
+    ///   [`exactly_once`](Self::exactly_once): where the session was lost, or the server refused to let the marker be
+    ///   put, before that could be found out.
+    /// - [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge)
+    ///   and whatever else the server refuses the commit for; what keeps it from being asked until the client's request
+    ///   timeout. Nothing was written.
+    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for limits of no attempt, or an empty key to
+    ///   prefetch. Nothing was sent.
     ///
     /// # Panics
     /// Where the closure does; what that attempt was to write is not written.
@@ -253,7 +257,7 @@ impl Stm {
         E: From<Error>,
     {
         let mut limits = Limits::new(self.max_attempts, self.deadline)?;
-        let ahead = self.ahead()?;
+        let mut ahead = self.ahead()?;
         let mut run = Run::new();
         let mut known = Sets::new(self.isolation);
         loop {
@@ -297,7 +301,14 @@ impl Stm {
             run.refused();
             match limits.pause() {
                 Some(pause) if pause.is_zero() => {}
-                Some(pause) => tokio::time::sleep(pause).await,
+                Some(pause) => {
+                    tokio::time::sleep(pause).await;
+                    // What the commit brought back is old by now, and would only meet the next conflict.
+                    let again = known.spans();
+                    if !again.is_empty() {
+                        (known, ahead) = (Sets::new(self.isolation), again);
+                    }
+                }
                 None => return run.end(Err(why.into())).await,
             }
         }

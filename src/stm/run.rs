@@ -31,7 +31,7 @@ impl Limits {
         // The first time what others wrote is at hand, and they are likely to be done.
         let most = match self.attempts {
             ..=1 => Duration::ZERO,
-            attempts => SHORTEST_PAUSE.saturating_mul(1 << (attempts - 2).min(16)).min(LONGEST_PAUSE),
+            attempts => FIRST_PAUSE.saturating_mul(1 << (attempts - 2).min(16)).min(LONGEST_PAUSE),
         };
         let pause = most.mul_f64(fastrand::f64());
         let goes_on = self.most.is_none_or(|most| self.attempts < most)
@@ -96,7 +96,8 @@ impl<T> Run<T> {
     }
 }
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+/// Of the order of a commit, so that it makes a difference; the longest one is for a dozen rivals.
+const FIRST_PAUSE: Duration = Duration::from_millis(4);
 const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
 #[cfg(test)]
@@ -111,7 +112,7 @@ mod tests {
     fn the_first_retry_comes_at_once_and_pauses_stay_short() {
         assert_eq!(limits(None, None, 1).pause(), Some(Duration::ZERO));
         for attempts in [2, 3, 20, u32::MAX] {
-            let most = SHORTEST_PAUSE.saturating_mul(1 << (attempts - 2).min(16)).min(LONGEST_PAUSE);
+            let most = FIRST_PAUSE.saturating_mul(1 << (attempts - 2).min(16)).min(LONGEST_PAUSE);
             assert!(limits(None, None, attempts).pause().is_some_and(|pause| pause <= most));
         }
     }

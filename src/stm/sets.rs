@@ -245,6 +245,15 @@ impl Sets {
         spans
     }
 
+    /// All that is known.
+    pub(super) fn spans(&self) -> Vec<Span> {
+        let mut spans: Vec<Span> = self.ranges.keys().cloned().collect();
+        let keys = self.keys.keys().filter(|key| !spans.iter().any(|range| range.holds(key)));
+        let keys: Vec<Span> = keys.map(|key| Span::key(key.clone())).collect();
+        spans.extend(keys);
+        spans
+    }
+
     /// For people to read.
     pub(super) fn sizes(&self) -> String {
         let keys = self.keys.values().filter(|seen| seen.asked).count();
