@@ -3,8 +3,9 @@
 //! `cargo run --example stm_transfer` runs on the fake etcd; with `ETCD_ENDPOINTS=http://127.0.0.1:2379` on a real one.
 #![allow(clippy::print_stdout, reason = "an example tells what it does")]
 
-use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::{Client, Error, Op, Session, Stm, StmTxn, Txn};
+mod common;
+
+use etcd_concurrency::{Error, Op, Session, Stm, StmTxn, Txn};
 use tokio::task::JoinSet;
 
 const ACCOUNTS: usize = 5;
@@ -12,16 +13,7 @@ const PREFIX: &str = "stm_transfer/";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let client = match std::env::var("ETCD_ENDPOINTS") {
-        Ok(endpoints) => {
-            println!("connecting to {endpoints}");
-            Client::connect(endpoints.as_str()).await?
-        }
-        Err(_) => {
-            println!("starting a fake etcd in this process (set ETCD_ENDPOINTS for a real one)");
-            FakeEtcd::start().client()
-        }
-    };
+    let client = common::client().await?;
     let open = |txn: Txn, n| txn.success(Op::put(account(n), "100"));
     client.txn((0..ACCOUNTS).fold(Txn::new(), open)).await?;
 

@@ -1,9 +1,10 @@
-//! Sessions, fenced locks and elections on etcd v3: the job of Go's `clientv3/concurrency`, at the level of the protocol.
+//! Sessions, fenced locks, elections and transactional memory on etcd v3: the job of Go's `clientv3/concurrency`, at the level of the protocol.
 //!
 //! A [`Client`] speaks etcd's own gRPC, over connections of its own or over any tower service. A [`Session`] is a
 //! lease that is kept alive, and believed in no longer than the server keeps it. A [`Mutex`] is a lock that is taken
 //! with a session; its [`MutexGuard`] has a fencing token, and transactions that the server refuses once the lock is
-//! lost. An [`Election`] is a lock whose holder has something to say, and whom everybody can follow.
+//! lost. An [`Election`] is a lock whose holder has something to say, and whom everybody can follow. An [`Stm`] runs a
+//! closure that reads and writes keys, and commits it as a whole.
 //!
 //! ```
 //! use etcd_concurrency::{Mutex, Op, Session};
@@ -28,6 +29,12 @@
 //! | try, and go on if another does it | [`Mutex::try_lock`] |
 //! | be the one of many processes that does a job for good | [`Election::lead`] |
 //! | know who does it | [`Election::leader`], [`Election::observe`] |
+//! | share among readers, or have it alone as a writer | [`RwLock`] |
+//! | be one of a limited number | [`Semaphore`] |
+//! | hold several locks without waiting in a circle | [`MultiLock`] |
+//! | change several keys as if nobody else did | [`Stm::run`] |
+//! | the same only while I hold a lock | [`Stm::fenced`] |
+//! | know that it was done once, even if the reply is lost | [`Stm::exactly_once`] |
 //! | write to etcd only while I hold the lock | [`Fence::txn`] |
 //! | write elsewhere only while I hold the lock | [`Fence::token`], checked by who is written to |
 //! | know when I lost it, and why | [`Fence::lost`], [`LostReason`] |

@@ -29,7 +29,7 @@ use sets::{Sets, Span};
 /// A clone is cheap. Any number of runs may be under way at once.
 ///
 /// ```
-/// # use etcd_concurrency::{Error, Stm, StmTxn, fake::FakeEtcd};
+/// # use etcd_concurrency::{Stm, StmTxn, fake::FakeEtcd};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
 /// # let client = FakeEtcd::start().client();
 /// async fn transfer(txn: StmTxn, from: &'static str, to: &'static str, sum: u64) -> etcd_concurrency::Result<bool> {
@@ -41,7 +41,7 @@ use sets::{Sets, Span};
 ///     Ok(true)
 /// }
 /// let stm = Stm::new(&client);
-/// stm.run(|txn| async move { txn.put("ada", "100").map_err(Error::from) }).await?;
+/// stm.run(|txn| async move { txn.put("ada", "100") }).await?;
 /// let done = stm.run(|txn| transfer(txn, "ada", "eve", 30)).await?;
 /// assert!(done.value);
 /// assert_eq!(done.attempts, 1);
@@ -90,11 +90,11 @@ pub struct Stm {
 /// | [`ReadCommitted`](Self::ReadCommitted) | each key once | — | the same, read skew, lost updates, write skew |
 ///
 /// ```
-/// # use etcd_concurrency::{Error, Isolation, Stm, fake::FakeEtcd};
+/// # use etcd_concurrency::{Isolation, Stm, fake::FakeEtcd};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
 /// # let client = FakeEtcd::start().client();
 /// let stm = Stm::new(&client).isolation(Isolation::Serializable);
-/// let read = stm.run(|txn| async move { txn.get_many(["a", "b"]).await.map_err(Error::from) }).await?;
+/// let read = stm.run(|txn| async move { txn.get_many(["a", "b"]).await }).await?;
 /// assert_eq!(read.value, [None, None]);
 /// # Ok(()) }
 /// ```
@@ -126,12 +126,12 @@ impl Isolation {
 /// A run that was committed.
 ///
 /// ```
-/// # use etcd_concurrency::{Committed, Error, Stm, fake::FakeEtcd};
+/// # use etcd_concurrency::{Committed, Stm, fake::FakeEtcd};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
 /// # let client = FakeEtcd::start().client();
 /// let stm = Stm::new(&client);
-/// let written = stm.run(|txn| async move { txn.put("a", "1").map_err(Error::from) }).await?;
-/// let read = stm.run(|txn| async move { txn.rev("a").await.map_err(Error::from) }).await?;
+/// let written = stm.run(|txn| async move { txn.put("a", "1") }).await?;
+/// let read = stm.run(|txn| async move { txn.rev("a").await }).await?;
 /// assert_eq!(read.value, written.revision);
 /// # Ok(()) }
 /// ```

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use etcd_concurrency::{Client, Error, ErrorKind, Outcome, Session, Stm, StmTxn};
 
 use super::{add, delete, key, ok, put, read, value};
-use crate::locking::queue;
 use crate::support::backend::on_every_backend;
 use crate::support::poll::until;
+use crate::support::queue::queue;
 
 /// An error of the closure's own.
 #[derive(Debug, thiserror::Error)]

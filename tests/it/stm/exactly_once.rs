@@ -6,9 +6,9 @@ use etcd_concurrency::{Client, ErrorKind, LostReason, Outcome, Session, Stm, Stm
 
 use super::{add, delete, key, ok, put, value};
 use crate::drops::at_most;
-use crate::locking::{queue, revoke};
 use crate::support::backend::{Backend, on_every_backend};
 use crate::support::poll::until;
+use crate::support::queue::{queue, revoke};
 
 const LONG: Duration = Duration::from_secs(30);
 
