@@ -156,7 +156,12 @@ impl SessionBuilder {
                 Err(error)
                     if *error.kind() == ErrorKind::LeaseExists && error.outcome() != Outcome::NotApplied =>
                 {
-                    transport.lease_time_to_live(id, false).await?.value.granted_ttl
+                    let found = transport.lease_time_to_live(id, false).await?.value;
+                    if found.ttl < 0 {
+                        // It ended before anybody heard of it: there is nothing to keep.
+                        continue;
+                    }
+                    found.granted_ttl
                 }
                 // Somebody else did, or the same generator state runs twice: choose again.
                 Err(error) if *error.kind() == ErrorKind::LeaseExists => continue,

@@ -147,6 +147,24 @@ async fn the_reply_of_a_grant_is_lost() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ended_before_anybody_heard_of_it_is_granted_anew() {
+    let fake = FakeEtcd::start();
+    fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::lose_reply());
+    // Asked for what was granted, once the repeated grant has found the lease.
+    let asked = fake.fault(On::rpc(Rpc::LeaseTimeToLive).once(), Do::delay(S(1)));
+    let client = fake.client();
+    let opening = tokio::spawn(async move { session(&client).await });
+    while asked.hits() == 0 {
+        tokio::time::sleep(MS(10)).await;
+    }
+    let first = fake.snapshot().leases[0].id;
+    assert!(fake.expire_lease(first));
+    let session = opening.await.unwrap();
+    assert!(session.is_valid() && session.lease() != first);
+    assert_eq!(fake.leases(), 1);
+}
+
 /// A grant that nobody answers: an error in bounded time, and no lease once the server is there again.
 #[tokio::test(start_paused = true)]
 async fn a_grant_of_unknown_fate_is_revoked() {
