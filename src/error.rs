@@ -170,16 +170,6 @@ pub enum ErrorKind {
     /// The guard's key is gone: the server refused the fenced transaction.
     #[error("fenced: the guard's key is gone")]
     Fenced,
-    /// Those who use a name do not agree on what is behind it.
-    #[error("the {what} of this name: {ours} here, {theirs} elsewhere")]
-    Mismatch {
-        /// What they do not agree on.
-        what: &'static str,
-        /// What it is here.
-        ours: String,
-        /// What it is for those who were first.
-        theirs: String,
-    },
     /// There is no such leadership to go on with: the seat is gone, or another's.
     #[error("not the leader: the seat is gone")]
     NotLeader,
@@ -202,6 +192,20 @@ pub enum ErrorKind {
         key: String,
         /// What is wrong with its value.
         why: String,
+    },
+    /// As many are there already as there may be.
+    #[error("too many clients: {count} are there already")]
+    TooManyClients {
+        /// How many there may be.
+        count: u32,
+    },
+    /// What is stored is not what it should be: another client set it up differently, or it is something else.
+    #[error("another {what} is stored: {found:?}")]
+    Mismatch {
+        /// What differs.
+        what: &'static str,
+        /// What was found.
+        found: String,
     },
     /// An error of the server that has no kind of its own.
     #[error("the server answered {code:?}: {message}")]

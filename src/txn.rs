@@ -101,11 +101,7 @@ impl Compare {
 
     /// No key starts with this prefix.
     pub fn none_with_prefix(prefix: impl Into<Bytes>) -> Self {
-        let prefix = prefix.into();
-        let end = prefix_end(&prefix);
-        let mut compare = Self::missing(prefix);
-        compare.0.range_end = end;
-        compare
+        Self::missing(prefix).with_prefix()
     }
 
     /// The revision that created the key; 0 for a missing one.
@@ -131,6 +127,14 @@ impl Compare {
     /// The key's value. Never holds for a missing key.
     pub fn value(key: impl Into<Bytes>) -> CompareOn<Bytes> {
         CompareOn::new(key, CompareTarget::Value, TargetUnion::Value)
+    }
+}
+
+impl Compare {
+    /// The same of every key that starts with this one. Where there is none, it is compared as one missing key.
+    pub(crate) fn with_prefix(mut self) -> Self {
+        self.0.range_end = prefix_end(&self.0.key);
+        self
     }
 }
 

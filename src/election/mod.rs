@@ -220,9 +220,12 @@ impl Election {
         let mut terms = Terms::new(self, value.into());
         loop {
             let leadership = terms.next().await?;
-            let term = leadership.place().run(work(leadership.clone())).await;
-            if let Some(done) = terms.after(term).await? {
-                return Ok(done);
+            match leadership.place().run(work(leadership.clone())).await {
+                Ok(done) => {
+                    terms.end().await;
+                    return Ok(done);
+                }
+                Err(error) => terms.lost(error).await?,
             }
         }
     }
@@ -243,9 +246,12 @@ impl Election {
         let mut terms = Terms::new(self, value.into());
         loop {
             let leadership = terms.next().await?;
-            let term = leadership.place().run_cooperative(|told| work(leadership.clone(), told)).await;
-            if let Some(done) = terms.after(term).await? {
-                return Ok(done);
+            match leadership.place().run_cooperative(|told| work(leadership.clone(), told)).await {
+                Ok(done) => {
+                    terms.end().await;
+                    return Ok(done);
+                }
+                Err(error) => terms.lost(error).await?,
             }
         }
     }

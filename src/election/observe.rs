@@ -2,15 +2,15 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio_stream::Stream;
-use tokio_util::sync::ReusableBoxFuture;
 
 use super::Candidate;
 use crate::error::Result;
 use crate::session::Session;
+use crate::steps::{Step, Steps};
 use crate::view::View;
 
 /// A stream of who leads: made by [`Election::observe`](super::Election::observe).
@@ -34,16 +34,13 @@ use crate::view::View;
 /// ```
 #[must_use = "a stream does nothing unless it is read"]
 pub struct Observer {
-    step: ReusableBoxFuture<'static, (Following, Result<Option<Candidate>>)>,
-    /// An error was told.
-    done: bool,
+    steps: Steps<Following>,
 }
 
 impl Observer {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
-        let following =
-            Following { session: session.clone(), view: View::new(session.client(), prefix), told: None };
-        Self { step: ReusableBoxFuture::new(following.next()), done: false }
+        let view = View::new(session.client(), prefix);
+        Self { steps: Steps::new(Following { session: session.clone(), view, told: None }) }
     }
 
     /// Waits for the next item.
@@ -56,23 +53,7 @@ impl Observer {
     /// # Cancel safety
     /// Dropping the future loses nothing: what it would have returned is there for the next call.
     pub async fn next(&mut self) -> Result<Option<Candidate>> {
-        std::future::poll_fn(|context| match self.poll(context) {
-            Poll::Ready(Some(item)) => Poll::Ready(item),
-            Poll::Ready(None) | Poll::Pending => Poll::Pending,
-        })
-        .await
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Option<Candidate>>>> {
-        if self.done {
-            return Poll::Ready(None);
-        }
-        let (following, item) = ready!(self.step.poll(context));
-        self.done = item.is_err();
-        if !self.done {
-            self.step.set(following.next());
-        }
-        Poll::Ready(Some(item))
+        self.steps.next().await
     }
 }
 
@@ -80,13 +61,13 @@ impl Stream for Observer {
     type Item = Result<Option<Candidate>>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().poll(context)
+        self.get_mut().steps.poll(context)
     }
 }
 
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observer").field("done", &self.done).finish_non_exhaustive()
+        f.debug_struct("Observer").field("done", &self.steps.is_done()).finish_non_exhaustive()
     }
 }
 
@@ -97,25 +78,20 @@ struct Following {
     told: Option<Option<(i64, i64)>>,
 }
 
-impl Following {
-    async fn next(mut self) -> (Self, Result<Option<Candidate>>) {
-        let item = self.item().await;
-        (self, item)
-    }
+impl Step for Following {
+    type Item = Option<Candidate>;
 
-    async fn item(&mut self) -> Result<Option<Candidate>> {
-        loop {
-            tokio::select! {
-                biased;
-                reason = self.session.lost() => return Err(reason.into()),
-                changed = self.view.changed() => changed?,
-            }
-            let leader = self.view.oldest();
+    async fn step(&mut self) -> Result<Option<Candidate>> {
+        let Self { session, view, told } = self;
+        view.until(session, |view| {
+            let leader = view.oldest();
             let seen = leader.map(|kv| (kv.create_revision, kv.mod_revision));
-            if self.told != Some(seen) {
-                self.told = Some(seen);
-                return Ok(leader.cloned().map(Candidate::from));
+            if *told == Some(seen) {
+                return None;
             }
-        }
+            *told = Some(seen);
+            Some(leader.cloned().map(Candidate::from))
+        })
+        .await
     }
 }

@@ -5,21 +5,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Election, Leadership};
-use crate::error::{Error, ErrorKind, LostReason, Result};
-use crate::transport::retry::{Backoff, may_pass};
+use crate::error::Result;
+use crate::session::renew::Renewing;
 
 /// The terms of one candidate.
 pub(super) struct Terms {
     election: Election,
+    sessions: Renewing,
     value: Bytes,
-    backoff: Backoff,
-    /// The session is one that was opened here, and is closed here.
-    own: bool,
 }
 
 impl Terms {
     pub(super) fn new(election: &Election, value: Bytes) -> Self {
-        Self { election: election.clone(), value, backoff: Backoff::default(), own: false }
+        Self { election: election.clone(), sessions: Renewing::new(election.session()), value }
     }
 
     /// Waits until elected.
@@ -27,60 +25,29 @@ impl Terms {
         loop {
             match self.campaign().await {
                 Ok(leadership) => {
-                    self.backoff.reset();
+                    self.sessions.well();
                     return Ok(Arc::new(leadership));
                 }
-                Err(error) => self.go_on(error).await?,
+                Err(error) => self.sessions.after(error).await?,
             }
         }
     }
 
-    /// After a term: what the work brought, or None where there is to be another term.
-    pub(super) async fn after<T>(&mut self, term: Result<T>) -> Result<Option<T>> {
-        match term {
-            Ok(done) => {
-                if self.own
-                    && let Err(error) = self.election.session().close().await
-                {
-                    tracing::debug!(%error, "closing a session failed: the lease's TTL will end it");
-                }
-                Ok(Some(done))
-            }
-            Err(error) => self.go_on(error).await.map(|()| None),
-        }
+    /// After a term that was lost: there may be another.
+    pub(super) async fn lost(&mut self, error: crate::Error) -> Result<()> {
+        self.sessions.after(error).await
+    }
+
+    /// There will be no other.
+    pub(super) async fn end(self) {
+        self.sessions.close().await;
     }
 
     async fn campaign(&mut self) -> Result<Leadership> {
-        match self.election.session().lease_handle().lost_reason() {
-            None => {}
-            Some(reason) if is_wanted(reason) => return Err(reason.into()),
-            Some(_) => {
-                let session = self.election.session().reopen().await?;
-                self.election = self.election.with(&session)?;
-                self.own = true;
-            }
+        let session = self.sessions.session().await?;
+        if session.lease() != self.election.session().lease() {
+            self.election = self.election.with(&session)?;
         }
         self.election.campaign(self.value.clone()).await
     }
-
-    /// Waits a moment where another term may come, or gives the error back.
-    async fn go_on(&mut self, error: Error) -> Result<()> {
-        let ended = self.election.session().lease_handle().lost_reason();
-        if let Some(reason) = ended.filter(|reason| is_wanted(*reason)) {
-            return Err(Error::from(reason).because(error));
-        }
-        match error.kind() {
-            ErrorKind::Lost(_) | ErrorKind::Fenced | ErrorKind::LeaseNotFound => {}
-            kind if may_pass(kind) => {}
-            _ => return Err(error),
-        }
-        tracing::debug!(%error, "no leadership for now; campaigning again");
-        tokio::time::sleep(self.backoff.next()).await;
-        Ok(())
-    }
-}
-
-/// Whoever ended the session wanted it ended.
-fn is_wanted(reason: LostReason) -> bool {
-    matches!(reason, LostReason::Closed | LostReason::Orphaned)
 }

@@ -276,15 +276,10 @@ impl Semaphore {
             (Some(Ok(made)), now) if made == self.permits => match now {
                 None => Ok(made),
                 Some(Ok(now)) => Ok(now),
-                Some(Err(_)) => Err(self.mismatch(&text)),
+                Some(Err(_)) => Err(mismatch(&text)),
             },
-            _ => Err(self.mismatch(&text)),
+            _ => Err(mismatch(&text)),
         }
-    }
-
-    fn mismatch(&self, theirs: &str) -> Error {
-        let (ours, theirs) = (self.permits.to_string(), theirs.to_owned());
-        Error::new(ErrorKind::Mismatch { what: "permits", ours, theirs }, Outcome::NotApplied)
     }
 }
 
@@ -446,7 +441,7 @@ impl Asking<'_> {
                 let txn = fences.iter().map(mark).fold(Txn::new(), Txn::success);
                 session.client().transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
             };
-            session.until_done(work).await;
+            session.settle("a mark", work).await;
         });
     }
 }
@@ -481,6 +476,11 @@ fn rank(older: u32, permits: u32, limit: u32, youngest: Option<&KeyValue>, seen_
 fn deleted(event: &Event) -> Option<&Bytes> {
     (event.r#type() == EventType::Delete).then_some(())?;
     event.kv.as_ref().map(|kv| &kv.key)
+}
+
+fn mismatch(found: &str) -> Error {
+    let found = found.to_owned();
+    Error::new(ErrorKind::Mismatch { what: "number of permits", found }, Outcome::NotApplied)
 }
 
 fn unexpected(detail: &str) -> Error {

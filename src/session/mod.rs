@@ -2,9 +2,10 @@
 
 mod builder;
 pub(crate) mod cleanup;
+pub(crate) mod renew;
+mod settle;
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,6 @@ use crate::client::Client;
 use crate::error::ErrorKind;
 use crate::error::{LostReason, Result};
 use crate::lease::{Lease, SessionState};
-use crate::transport::retry::Backoff;
 pub use builder::SessionBuilder;
 use builder::Settings;
 use cleanup::Cleanup;
@@ -183,25 +183,6 @@ impl Session {
     /// The error that the session's end is, if it ended.
     pub(crate) fn check(&self) -> Result<()> {
         self.inner.lease.lost_reason().map_or(Ok(()), |reason| Err(reason.into()))
-    }
-
-    /// Repeats work until it is done, or the session is lost and the lease's end will do it.
-    pub(crate) async fn until_done<F>(&self, mut work: impl FnMut() -> F)
-    where
-        F: Future<Output = Result<()>>,
-    {
-        let mut backoff = Backoff::default();
-        while self.is_valid() {
-            match self.inner.lease.learn(work().await) {
-                Ok(()) => return,
-                Err(error) => tracing::debug!(%error, "work in the background failed; trying again"),
-            }
-            tokio::select! {
-                biased;
-                _ = self.lost() => return,
-                () = tokio::time::sleep(backoff.next()) => {}
-            }
-        }
     }
 
     /// How long work in the background is worth waiting for.

@@ -1,8 +1,6 @@
 //! A ticket: what one acquisition puts, and takes back. Putting is settled whatever becomes of its reply; leaving is
 //! repeated until it is settled.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 
 use super::place::Place;
@@ -142,7 +140,9 @@ impl Ticket {
             Err(_) => {
                 let cleanup = self.session.cleanup().clone();
                 cleanup.spawn(async move {
-                    self.session.until_done(|| async { self.delete(create_revision).await.map(drop) }).await;
+                    self.session
+                        .settle(WHAT, || async { self.delete(create_revision).await.map(drop) })
+                        .await;
                     if self.ambiguous {
                         self.look_again_later();
                     }
@@ -168,7 +168,7 @@ impl Ticket {
     fn settle(self) {
         let cleanup = self.session.cleanup().clone();
         cleanup.spawn(async move {
-            self.session.until_done(|| self.take_back()).await;
+            self.session.settle(WHAT, || self.take_back()).await;
             self.look_again_later();
         });
     }
@@ -179,28 +179,18 @@ impl Ticket {
         self.session.client().transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
     }
 
-    /// A request that got no answer may be applied after everything we did about it: once the server must have given
-    /// it up, our keys are looked for again. This does not keep the session open.
+    /// Our keys are looked for once more when no server still applies an old request. This does not keep the session
+    /// open.
     fn look_again_later(&self) {
         let (client, lease) = (self.session.client().clone(), self.session.lease_handle().clone());
         let (keys, queue) = (self.keys.clone(), self.turn.as_ref().map(|turn| turn.name().clone()));
-        self.session.cleanup().spawn(async move {
-            let again = async {
-                tokio::time::sleep(STRAGGLER).await;
-                let _turn = match &queue {
-                    Some(name) => Some(lease.locals().turn(name).await),
-                    None => None,
-                };
-                let txn = delete_each(&keys, |key| Compare::lease(key.clone()).is(lease.id()));
-                client.transport().txn(txn.into(), Repeat::Harmless).await
+        self.session.settle_again(WHAT, async move {
+            let _turn = match &queue {
+                Some(name) => Some(lease.locals().turn(name).await),
+                None => None,
             };
-            tokio::select! {
-                biased;
-                _ = lease.lost() => {}
-                done = again => if let Err(error) = done {
-                    tracing::warn!(%error, ?keys, "a key of unknown fate may stay until the session's end");
-                }
-            }
+            let txn = delete_each(&keys, |key| Compare::lease(key.clone()).is(lease.id()));
+            client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
         });
     }
 }
@@ -214,5 +204,5 @@ fn delete_each(keys: &[Bytes], compare: impl Fn(&Bytes) -> Compare) -> Txn {
     }
 }
 
-/// Longer than a server keeps a request: 5 s and twice the election timeout, which is 1 s by default.
-const STRAGGLER: Duration = Duration::from_secs(12);
+/// What is being settled, for people to read.
+const WHAT: &str = "a place in a queue";

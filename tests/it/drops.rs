@@ -44,7 +44,7 @@ pub(crate) fn take_time(backend: &Backend) {
 }
 
 /// The tasks of this runtime. On the fake's, which has one thread, all of them are known.
-fn tasks() -> usize {
+pub(crate) fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 

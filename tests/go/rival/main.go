@@ -1,5 +1,5 @@
 // Command rival takes a lock with etcd's own Go client, again and again, so that a test can let
-// it compete with ours on one name; or stands for election, or observes one (-as).
+// it compete with ours on one name; or stands for election, observes one, or waits at barriers (-as).
 //
 // In every critical section it creates the scratch file, which must not exist, prints
 //
@@ -31,7 +31,7 @@ const exitOverlap = 3
 var errOverlap = errors.New("somebody else is inside")
 
 var (
-	as        = flag.String("as", "mutex", "mutex, candidate or observer")
+	as        = flag.String("as", "mutex", "mutex, candidate, observer, gate or together")
 	endpoints = flag.String("endpoints", "", "etcd's endpoints, with commas between")
 	name      = flag.String("name", "", "the lock's name, or the election's")
 	n         = flag.Int("n", 1, "how often to take it")
@@ -83,6 +83,10 @@ func compete() error {
 		return lead(ctx, session)
 	case "observer":
 		return observe(ctx, session)
+	case "gate":
+		return gate(client)
+	case "together":
+		return together(session)
 	}
 	return fmt.Errorf("-as=%s: what is that?", *as)
 }

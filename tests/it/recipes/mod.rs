@@ -1,10 +1,18 @@
 //! The recipes, each on the fake and on every real version, from the same bodies; and under drawn faults.
 
+mod barrier;
+mod counter;
+mod double_barrier;
 mod drops;
+mod latch;
+mod membership;
 mod model;
 mod multilock;
+mod rivals;
 mod rwlock;
 mod semaphore;
+mod sleepers;
+mod world;
 
 use std::future::Future;
 

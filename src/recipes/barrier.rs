@@ -1,0 +1,223 @@
+//! A barrier that one holds and many wait at.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::session::Session;
+use crate::transport::retry::Repeat;
+use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::view::View;
+
+/// A gate on a name: while somebody holds it, all who come wait; once it is released, all go on. Go's recipe `Barrier`.
+///
+/// The key is the name itself, as in Go's, so Go's clients and this crate wait for each other on one name. It has no
+/// lease: **a barrier outlives whoever held it**, until anybody releases it. Where it is to open when its holder dies,
+/// use a [`Mutex`](crate::Mutex) or an [`Election`](crate::Election).
+///
+/// Any etcd from 3.4 on will do.
+///
+/// ```
+/// # use etcd_concurrency::{Barrier, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let barrier = Barrier::new(&session, "maintenance")?;
+/// barrier.hold().await?;
+/// let waiting = barrier.clone();
+/// let waiting = tokio::spawn(async move { waiting.wait().await });
+/// barrier.release().await?;
+/// waiting.await.expect("no panic")?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Barrier {
+    session: Session,
+    key: Bytes,
+    /// The create_revision of the last hold that this barrier or a clone of it knows of, or 0.
+    seen: Arc<Mutex<i64>>,
+}
+
+impl Barrier {
+    /// The barrier of this name. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an empty name.
+    pub fn new(session: &Session, name: impl AsRef<[u8]>) -> Result<Self> {
+        if name.as_ref().is_empty() {
+            return Err(Error::invalid("name", "it is empty"));
+        }
+        let key = Bytes::copy_from_slice(name.as_ref());
+        Ok(Self { session: session.clone(), key, seen: Arc::default() })
+    }
+
+    /// The session that bounds the waits.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Holds the barrier: from here on, all who come wait. One RPC. It stays held when the session ends.
+    ///
+    /// A hold whose reply was lost is settled by reading it back. Where that cannot be done, the error's outcome is
+    /// [`Unknown`](Outcome::Unknown), and the hold is taken back in the background.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if it is held already; the error's source says since which revision.
+    /// [`ErrorKind::Lost`] when the session is lost. Whatever keeps the server from answering until the client's request
+    /// timeout.
+    ///
+    /// # Cancel safety
+    /// A hold whose future is dropped is taken back in the background.
+    pub async fn hold(&self) -> Result<()> {
+        self.session.check()?;
+        let holding = self.session.cleanup().finish(self.clone().put());
+        let hold = tokio::select! {
+            biased;
+            reason = self.session.lost() => return Err(reason.into()),
+            hold = holding => hold?,
+        };
+        self.saw(hold.keep());
+        Ok(())
+    }
+
+    /// Releases the barrier, whoever holds it: all who wait go on. Releasing one that nobody holds is no error. One RPC
+    /// where nobody holds it, or this barrier or a clone of it does; two otherwise.
+    ///
+    /// Only a hold that was there in the meantime is released: a late request never releases a later hold.
+    ///
+    /// # Errors
+    /// Whatever keeps the server from answering until the client's request timeout; [`Error::outcome`] says whether it
+    /// was released. The session's loss is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the release go on in the background.
+    pub async fn release(&self) -> Result<()> {
+        self.session.cleanup().finish(self.clone().delete()).await
+    }
+
+    /// Waits until nobody holds the barrier; returns at once if nobody does.
+    ///
+    /// One RPC, beside a watch of the key; none when it is released. Every one to two minutes one more looks after
+    /// releases that old servers lose.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`] as soon as the session is lost. Whatever keeps the server from answering the read until the
+    /// client's request timeout, and refusals of the watch. It never returns early with success.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn wait(&self) -> Result<()> {
+        let mut view = View::keys(self.session.client(), [&self.key]);
+        view.until(&self.session, |view| view.oldest().is_none().then_some(())).await
+    }
+
+    async fn put(self) -> Result<Hold> {
+        let mark = Bytes::from(format!("{:016x}", fastrand::u64(..)));
+        let put = Txn::new()
+            .compare(Compare::missing(self.key.clone()))
+            .success(Op::put(self.key.clone(), mark.clone()))
+            .failure(Op::get(self.key.clone()));
+        // Twice is not once: between the two, somebody else may have released the first.
+        let answer = self.session.client().transport().txn(put.into(), Repeat::Never).await;
+        let error = match answer.and_then(|answer| TxnReply::try_from(answer.value)) {
+            Ok(reply) if reply.succeeded => return Ok(Hold::new(self, mark, reply.header.revision)),
+            Ok(reply) => return Err(self.held(&reply)),
+            Err(error) => error,
+        };
+        if error.outcome() == Outcome::NotApplied {
+            return Err(error);
+        }
+        let found = Txn::new().success(Op::get(self.key.clone()));
+        let answer = self.session.client().transport().txn(found.into(), Repeat::Read).await;
+        let reply = answer.ok().and_then(|answer| TxnReply::try_from(answer.value).ok());
+        let ours = reply
+            .as_ref()
+            .and_then(|reply| reply.kvs(0)?.first())
+            .filter(|kv| kv.value == mark)
+            .map(|kv| kv.create_revision);
+        match ours {
+            Some(create_revision) => Ok(Hold::new(self, mark, create_revision)),
+            None => {
+                self.take_back(mark, true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes the hold of this mark, if it is there, for as long as it may come.
+    fn take_back(&self, mark: Bytes, straggling: bool) {
+        let (transport, key) = (self.session.client().transport().clone(), self.key.clone());
+        self.session.settle_for_good("a barrier's hold", straggling, move || {
+            let ours = Compare::value(key.clone()).is(mark.clone());
+            let txn = Txn::new().compare(ours).success(Op::delete(key.clone()));
+            let transport = transport.clone();
+            async move { transport.txn(txn.into(), Repeat::Harmless).await.map(drop) }
+        });
+    }
+
+    async fn delete(self) -> Result<()> {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of a hold that is not known of, 0 asks whether there is one.
+        let found = match self.delete_hold(seen).await? {
+            (None, _) => return Ok(()),
+            // An attempt of unknown fate released what was asked for; this is a later hold.
+            (Some(_), true) if seen != 0 => return Ok(()),
+            (Some(found), _) => found,
+        };
+        // If it is gone by then, it was released in the meantime, and what is there is a later hold again.
+        self.delete_hold(found).await.map(drop)
+    }
+
+    /// Deletes the hold of this create_revision. Gives that of another that is there instead, and whether an attempt is
+    /// of unknown fate.
+    async fn delete_hold(&self, hold: i64) -> Result<(Option<i64>, bool)> {
+        let txn = Txn::new()
+            .compare(Compare::create_revision(self.key.clone()).is(hold))
+            .success(Op::delete(self.key.clone()))
+            .failure(Op::get(self.key.clone()));
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await?;
+        let reply = TxnReply::try_from(answer.value)?;
+        let other = reply.kvs(0).unwrap_or_default().first().filter(|_| !reply.succeeded);
+        Ok((other.map(|kv| kv.create_revision), answer.ambiguous))
+    }
+
+    /// The error for a barrier that is held already.
+    fn held(&self, reply: &TxnReply) -> Error {
+        let since = reply.kvs(0).unwrap_or_default().first().map_or(0, |kv| kv.create_revision);
+        self.saw(since);
+        let error = Error::new(ErrorKind::Locked, Outcome::NotApplied).at("KV/Txn");
+        error.because(format!("the barrier {:?} is held since revision {since}", self.key))
+    }
+
+    fn saw(&self, hold: i64) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+    }
+}
+
+/// A hold on its way to the caller: dropped before it is there, it is taken back.
+struct Hold {
+    barrier: Barrier,
+    mark: Bytes,
+    create_revision: i64,
+    kept: bool,
+}
+
+impl Hold {
+    fn new(barrier: Barrier, mark: Bytes, create_revision: i64) -> Self {
+        Self { barrier, mark, create_revision, kept: false }
+    }
+
+    fn keep(mut self) -> i64 {
+        self.kept = true;
+        self.create_revision
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.barrier.take_back(self.mark.clone(), false);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! A latch that opens after so many count-downs.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::key::{name_prefix, prefix_end};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
+use crate::session::Session;
+use crate::transport::retry::Repeat;
+use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::view::View;
+
+/// A latch on a name: all who wait go on once it was counted down so many times, by whomever.
+///
+/// The first client that counts down or waits makes it, with its count, in `{name}/count`; others must have the same.
+/// Each count-down is a key of its own, `{name}/down/{16 random hex digits}`: a request that is repeated counts once,
+/// and no two are ever in each other's way. The keys have no lease: what is counted stays counted, whoever dies.
+/// [`reset`](Self::reset) takes them away and closes the latch for another round.
+///
+/// Every count-down is told to all who wait, as an event of a few bytes and without an RPC; the latch is meant for
+/// counts up to some thousands.
+///
+/// Any etcd from 3.4 on will do.
+///
+/// ```
+/// # use etcd_concurrency::{CountDownLatch, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let parts = CountDownLatch::new(&session, "import/parts", 2)?;
+/// assert_eq!(parts.count_down().await?, 1);
+/// assert_eq!(parts.count_down().await?, 0);
+/// parts.wait().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct CountDownLatch {
+    session: Session,
+    /// Where the count is kept.
+    total: Bytes,
+    /// The prefix of the count-downs.
+    downs: Bytes,
+    count: u32,
+    round: Arc<Mutex<Option<Round>>>,
+}
+
+/// What is known of the present round.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// The revision at which it began: that of the last write of the count.
+    began: i64,
+    /// The latch is open until the next.
+    open: bool,
+}
+
+impl CountDownLatch {
+    /// The latch of this name, for so many count-downs. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an empty name, or a count of zero.
+    pub fn new(session: &Session, name: impl AsRef<[u8]>, count: u32) -> Result<Self> {
+        if name.as_ref().is_empty() {
+            return Err(Error::invalid("name", "it is empty"));
+        }
+        if count == 0 {
+            return Err(Error::invalid("count", "it is zero"));
+        }
+        let prefix = name_prefix(name.as_ref());
+        let below = |part: &[u8]| Bytes::from([&prefix[..], part].concat());
+        let (total, downs) = (below(b"count"), below(b"down/"));
+        Ok(Self { session: session.clone(), total, downs, count, round: Arc::default() })
+    }
+
+    /// The session that bounds the waits.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Counts down by one, once, also where the reply is lost. Returns how many are left; one RPC, and one more for the
+    /// first of this latch and its clones. An open latch stays open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] where the latch was made with another count; nothing was counted. [`ErrorKind::Lost`] when
+    /// the session is lost. Whatever keeps the server from answering until the client's request timeout. For all of them
+    /// [`Error::outcome`] says whether it was counted.
+    ///
+    /// # Cancel safety
+    /// Once begun, it goes on in the background: it is counted, unless the server cannot be reached.
+    pub async fn count_down(&self) -> Result<u32> {
+        self.session.check()?;
+        let counting = self.session.cleanup().finish(self.clone().put());
+        tokio::select! {
+            biased;
+            reason = self.session.lost() => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
+            left = counting => left,
+        }
+    }
+
+    /// Waits until the latch is open; returns at once if it is.
+    ///
+    /// One RPC, beside a watch, and one more where nobody has made the latch yet; none when it opens. Every one to two
+    /// minutes one more looks after what old servers may have lost.
+    ///
+    /// A latch that is reset so soon after it opened that the server has compacted both before this client could be told
+    /// is waited for again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] where the latch was made with another count. [`ErrorKind::Lost`] as soon as the session
+    /// is lost. Whatever keeps the server from answering until the client's request timeout, and refusals of the watch.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn wait(&self) -> Result<()> {
+        let mut view = View::new(self.session.client(), &self.downs).and_key(&self.total);
+        loop {
+            let shown = view.until(&self.session, |view| match view.get(&self.total) {
+                None => Some(Ok(false)),
+                Some(kv) => match self.check(kv) {
+                    Ok(()) => (view.len() > self.count as usize).then_some(Ok(true)),
+                    Err(error) => Some(Err(error)),
+                },
+            });
+            match shown.await?? {
+                true => return Ok(()),
+                false => drop(self.begin().await?),
+            }
+        }
+    }
+
+    /// How many count-downs are left until the latch opens: one RPC.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] where the latch was made with another count. Whatever keeps the server from answering
+    /// until the client's request timeout.
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn count(&self) -> Result<u32> {
+        let txn = Txn::new().success(Op::get(self.total.clone())).success(self.count_downs());
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
+        let reply = TxnReply::try_from(answer.value)?;
+        match reply.kvs(0).unwrap_or_default().first() {
+            None => Ok(self.count),
+            Some(kv) => {
+                self.check(kv)?;
+                Ok(self.left(counted(&reply, 1)?))
+            }
+        }
+    }
+
+    /// Closes the latch: all that was counted is forgotten, and as many count-downs as at first open it again. Two
+    /// RPCs.
+    ///
+    /// A count-down that is under way meanwhile counts before the reset or after it, never in both rounds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] where the latch was made with another count; nothing was changed. Whatever keeps the
+    /// server from answering until the client's request timeout; [`Error::outcome`] says whether it was reset.
+    ///
+    /// # Cancel safety
+    /// Once begun, it goes on in the background.
+    pub async fn reset(&self) -> Result<()> {
+        self.session.cleanup().finish(self.clone().close()).await
+    }
+
+    async fn put(self) -> Result<u32> {
+        let own = Bytes::from([&self.downs[..], format!("{:016x}", fastrand::u64(..)).as_bytes()].concat());
+        let mut ambiguous = false;
+        loop {
+            let round = self.begun().await.map_err(|error| unknown_if(ambiguous, error))?;
+            let this_round = Compare::mod_revision(self.total.clone()).is(round.began);
+            let mut txn = Txn::new().compare(this_round).success(self.count_downs());
+            if !round.open {
+                txn = txn
+                    .compare(Compare::missing(own.clone()))
+                    .success(Op::put(own.clone(), Bytes::new()))
+                    .failure(self.count_downs())
+                    .failure(Op::get(own.clone()));
+            }
+            let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
+            let answer = answer.map_err(|error| unknown_if(ambiguous, error))?;
+            ambiguous |= answer.ambiguous;
+            let reply = TxnReply::try_from(answer.value)?;
+            let found = || reply.kvs(1).unwrap_or_default().first();
+            // What is counted in the transaction was counted before its put.
+            let counted = match reply.succeeded {
+                true if round.open => Some(counted(&reply, 0)?),
+                true => Some(counted(&reply, 0)? + 1),
+                // An attempt before this one put it.
+                false => found().map(|_| counted(&reply, 0)).transpose()?,
+            };
+            if let Some(counted) = counted {
+                let left = self.left(counted);
+                self.knows(Round { open: left == 0, ..round });
+                return Ok(left);
+            }
+            // There is another round. Where the one before it may have counted us, we are not to count again.
+            *self.round() = None;
+            if ambiguous {
+                let error = Error::new(ErrorKind::Disconnected, Outcome::Unknown).at("KV/Txn");
+                return Err(error.because("the latch was reset while it was counted down"));
+            }
+        }
+    }
+
+    async fn close(self) -> Result<()> {
+        // Read anew: only of a round that was there in the meantime is the end a reset.
+        let round = self.begin().await?;
+        let txn = Txn::new()
+            .compare(Compare::mod_revision(self.total.clone()).is(round.began))
+            .success(Op::delete_prefix(self.downs.clone()))
+            .success(Op::put(self.total.clone(), self.value()));
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
+        *self.round() = None;
+        let reply = TxnReply::try_from(answer?.value)?;
+        if reply.succeeded {
+            self.knows(Round { began: reply.header.revision, open: false });
+        }
+        // Else it was reset by an attempt of ours whose answer was lost, or by somebody who was quicker.
+        Ok(())
+    }
+
+    /// The present round, as far as it is known here.
+    async fn begun(&self) -> Result<Round> {
+        let known = *self.round();
+        match known {
+            Some(round) => Ok(round),
+            None => self.begin().await,
+        }
+    }
+
+    /// Makes the latch, where nobody has, or finds it.
+    async fn begin(&self) -> Result<Round> {
+        let txn = Txn::new()
+            .compare(Compare::missing(self.total.clone()))
+            .success(Op::put(self.total.clone(), self.value()))
+            .success(Op::delete_prefix(self.downs.clone()))
+            .failure(Op::get(self.total.clone()));
+        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await?;
+        let reply = TxnReply::try_from(answer.value)?;
+        let began = match reply.kvs(0).unwrap_or_default().first() {
+            _ if reply.succeeded => reply.header.revision,
+            Some(kv) => {
+                self.check(kv)?;
+                kv.mod_revision
+            }
+            None => return Err(unexpected("the latch is neither made nor found")),
+        };
+        let round = Round { began, open: false };
+        self.knows(round);
+        Ok(round)
+    }
+
+    fn check(&self, total: &KeyValue) -> Result<()> {
+        if total.value == self.value() {
+            return Ok(());
+        }
+        let found = String::from_utf8_lossy(&total.value).into_owned();
+        Err(Error::new(ErrorKind::Mismatch { what: "count", found }, Outcome::NotApplied))
+    }
+
+    fn value(&self) -> Bytes {
+        self.count.to_string().into()
+    }
+
+    fn left(&self, counted: i64) -> u32 {
+        self.count.saturating_sub(u32::try_from(counted).unwrap_or(u32::MAX))
+    }
+
+    fn count_downs(&self) -> Op {
+        let range_end = prefix_end(&self.downs);
+        pb::RangeRequest { key: self.downs.clone(), range_end, count_only: true, ..Default::default() }.into()
+    }
+
+    /// Of two rounds the later one is known.
+    fn knows(&self, round: Round) {
+        let mut known = self.round();
+        if known.is_none_or(|known| (known.began, known.open) <= (round.began, round.open)) {
+            *known = Some(round);
+        }
+    }
+
+    fn round(&self) -> MutexGuard<'_, Option<Round>> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn counted(reply: &TxnReply, index: usize) -> Result<i64> {
+    Ok(reply.ranged(index).ok_or_else(|| unexpected("the count-downs were not counted"))?.count)
+}
+
+/// What an earlier attempt did stays unknown, whatever became of this one.
+fn unknown_if(ambiguous: bool, error: Error) -> Error {
+    if ambiguous { error.with_outcome(Outcome::Unknown) } else { error }
+}
+
+fn unexpected(detail: &str) -> Error {
+    Error::protocol(detail, Outcome::Unknown).at("KV/Txn")
+}

@@ -1,0 +1,133 @@
+//! Following a group.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_core::Stream;
+
+use super::Peer;
+use crate::error::Result;
+use crate::session::Session;
+use crate::steps::{Step, Steps};
+use crate::view::{Change, View};
+
+/// What happened in a group.
+///
+/// ```
+/// # use etcd_concurrency::{MemberChange, Peer};
+/// # use std::collections::HashMap;
+/// fn apply(here: &mut HashMap<bytes::Bytes, Peer>, change: MemberChange) {
+///     match change {
+///         MemberChange::Present(all) => here.extend(all.into_iter().map(|peer| (peer.key.clone(), peer))),
+///         MemberChange::Joined(peer) | MemberChange::Updated(peer) => drop(here.insert(peer.key.clone(), peer)),
+///         MemberChange::Left(peer) => drop(here.remove(&peer.key)),
+///         _ => {}
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemberChange {
+    /// Who is here at the start, those who are here longest first.
+    Present(Vec<Peer>),
+    /// A member is here that was not.
+    Joined(Peer),
+    /// A member says something else.
+    Updated(Peer),
+    /// A member is gone; this is what it said last.
+    Left(Peer),
+}
+
+/// A stream of what happens in a group: made by [`Membership::changes`](super::Membership::changes).
+///
+/// The first item is [`Present`](MemberChange::Present); then there is one for each change, in the order of the changes.
+/// None is left out, and none told twice; but where the server has compacted what happened while the connection was
+/// broken, what is told is the difference: whoever came and went meanwhile is not mentioned, and of several updates the
+/// last is. An error is the last item.
+#[must_use = "a stream does nothing unless it is read"]
+pub struct MemberChanges {
+    steps: Steps<Following>,
+}
+
+impl MemberChanges {
+    pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
+        let view = View::new(session.client(), prefix);
+        let following = Following { session: session.clone(), view, told: false, queue: VecDeque::new() };
+        Self { steps: Steps::new(following) }
+    }
+
+    /// Waits for the next item.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) when the session is lost;
+    /// [`ErrorKind::PermissionDenied`](crate::ErrorKind::PermissionDenied) and other refusals. After an error it has
+    /// ended; a further call waits for ever.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing: what it would have returned is there for the next call.
+    pub async fn next(&mut self) -> Result<MemberChange> {
+        self.steps.next().await
+    }
+}
+
+impl Stream for MemberChanges {
+    type Item = Result<MemberChange>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().steps.poll(context)
+    }
+}
+
+impl fmt::Debug for MemberChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemberChanges").field("done", &self.steps.is_done()).finish_non_exhaustive()
+    }
+}
+
+struct Following {
+    session: Session,
+    view: View,
+    /// Who is here at the start was told.
+    told: bool,
+    /// Changes that are yet to be told.
+    queue: VecDeque<MemberChange>,
+}
+
+impl Step for Following {
+    type Item = MemberChange;
+
+    async fn step(&mut self) -> Result<MemberChange> {
+        loop {
+            self.session.check()?;
+            if let Some(change) = self.queue.pop_front() {
+                return Ok(change);
+            }
+            let changes = tokio::select! {
+                biased;
+                reason = self.session.lost() => return Err(reason.into()),
+                changes = self.view.changes() => changes?,
+            };
+            if !self.told {
+                self.told = true;
+                let all = changes.into_iter().map(|change| match change {
+                    Change::Came(kv) | Change::Written(kv) | Change::Went(kv) => Peer::from(kv),
+                });
+                return Ok(MemberChange::Present(all.collect()));
+            }
+            self.queue.extend(changes.into_iter().map(MemberChange::from));
+        }
+    }
+}
+
+impl From<Change> for MemberChange {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::Came(kv) => Self::Joined(kv.into()),
+            Change::Written(kv) => Self::Updated(kv.into()),
+            Change::Went(kv) => Self::Left(kv.into()),
+        }
+    }
+}

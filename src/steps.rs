@@ -1,0 +1,58 @@
+//! Streams made of steps: each item is what one step brings, and an error is the last one.
+
+use std::future::{Future, poll_fn};
+use std::task::{Context, Poll, ready};
+
+use tokio_util::sync::ReusableBoxFuture;
+
+use crate::error::Result;
+
+/// What brings the items.
+pub(crate) trait Step: Send + 'static {
+    type Item: 'static;
+
+    fn step(&mut self) -> impl Future<Output = Result<Self::Item>> + Send;
+}
+
+/// The stream of what the steps bring. A step under way is kept between calls, so dropping a wait loses nothing.
+pub(crate) struct Steps<S: Step> {
+    step: ReusableBoxFuture<'static, (S, Result<S::Item>)>,
+    /// An error was told.
+    done: bool,
+}
+
+impl<S: Step> Steps<S> {
+    pub(crate) fn new(first: S) -> Self {
+        Self { step: ReusableBoxFuture::new(one(first)), done: false }
+    }
+
+    /// The next item; after an error it waits for ever.
+    pub(crate) async fn next(&mut self) -> Result<S::Item> {
+        poll_fn(|context| match self.poll(context) {
+            Poll::Ready(Some(item)) => Poll::Ready(item),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<S::Item>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        let (state, item) = ready!(self.step.poll(context));
+        self.done = item.is_err();
+        if !self.done {
+            self.step.set(one(state));
+        }
+        Poll::Ready(Some(item))
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+}
+
+async fn one<S: Step>(mut state: S) -> (S, Result<S::Item>) {
+    let item = state.step().await;
+    (state, item)
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	recipe "go.etcd.io/etcd/client/v3/experimental/recipes"
+)
+
+// gate waits at a barrier, then holds it for a while, and says when:
+//
+//	passed <when>
+//	holding <when>
+//	releasing <when>
+func gate(client *clientv3.Client) error {
+	barrier := recipe.NewBarrier(client, *name)
+	fmt.Println("waiting", time.Now().UnixNano())
+	if err := barrier.Wait(); err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	fmt.Println("passed", time.Now().UnixNano())
+	if err := barrier.Hold(); err != nil {
+		return fmt.Errorf("hold: %w", err)
+	}
+	fmt.Println("holding", time.Now().UnixNano())
+	time.Sleep(300 * time.Millisecond)
+	fmt.Println("releasing", time.Now().UnixNano())
+	return barrier.Release()
+}
+
+// together takes part in rounds of double barriers of four, each on a name of its own: on one name, Go's participants
+// wait for ever for whoever is back before they have left. It says when it came, was in, went, and was out:
+//
+//	round <number> <came> <in> <went> <out>
+func together(session *concurrency.Session) error {
+	for round := range *n {
+		barrier := recipe.NewDoubleBarrier(session, fmt.Sprintf("%s/%d", *name, round), 4)
+		came := time.Now()
+		if err := barrier.Enter(); err != nil {
+			return fmt.Errorf("enter: %w", err)
+		}
+		in := time.Now()
+		time.Sleep(*work)
+		went := time.Now()
+		if err := barrier.Leave(); err != nil {
+			return fmt.Errorf("leave: %w", err)
+		}
+		fmt.Println("round", round, came.UnixNano(), in.UnixNano(), went.UnixNano(), time.Now().UnixNano())
+	}
+	return nil
+}

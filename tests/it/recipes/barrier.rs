@@ -1,0 +1,387 @@
+//! Barriers.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::{Barrier, ErrorKind, LostReason, Op, Outcome, Session, Txn};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::world::{World, explore, keys, nothing_left, open, patience};
+use crate::drops::{MANY, at_most, take_time, tasks};
+use crate::support::backend::on_every_backend;
+use crate::support::count::RpcCounter;
+use crate::support::poll::until;
+use crate::support::queue::{LONG, quiet, revoke, session};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn barrier(session: &Session, name: &str) -> Barrier {
+    Barrier::new(session, name).expect("a good name")
+}
+
+fn writes(txn: &TxnRequest) -> bool {
+    !txn.compare.is_empty()
+}
+
+on_every_backend! {
+    /// hold 1, wait 1 (and a watch), release 1 by the holder and 2 by others; nothing when it opens.
+    async fn what_each_step_costs(backend: Backend) {
+        let (name, counter) = (backend.key("gate"), RpcCounter::new());
+        let (mine, other) = (session(&backend.client_with(counter.clone())).await, session(&backend.client()).await);
+        let gate = barrier(&mine, &name);
+        counter.reset();
+        gate.wait().await.unwrap();
+        assert_eq!(counter.unary_total(), 1, "nobody holds it: {counter}");
+        gate.hold().await.unwrap();
+        assert_eq!(counter.unary_total(), 2, "{counter}");
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.wait().await }
+        });
+        until("the wait's read", LONG, async || (counter.unary_total() == 3).then_some(())).await;
+        quiet(&counter).await;
+        barrier(&other, &name).release().await.unwrap();
+        waiting.await.unwrap().unwrap();
+        assert_eq!(counter.unary_total(), 3, "the event is the proof: {counter}");
+        gate.hold().await.unwrap();
+        gate.release().await.unwrap();
+        gate.release().await.unwrap();
+        assert_eq!(counter.unary_total(), 6, "{counter}");
+        barrier(&other, &name).hold().await.unwrap();
+        gate.release().await.unwrap();
+        assert_eq!(counter.unary_total(), 8, "another's hold is read first: {counter}");
+        assert_eq!(keys(other.client(), &name).await, 0);
+    }
+
+    async fn one_holds_and_says_since_when(backend: Backend) {
+        let name = backend.key("gate");
+        let client = backend.client();
+        let (a, b) = (session(&client).await, session(&client).await);
+        barrier(&a, &name).hold().await.unwrap();
+        let since = client.txn(Txn::new().success(Op::get(name.clone()))).await.unwrap().kvs(0).unwrap()[0].create_revision;
+        for session in [&a, &b] {
+            let error = barrier(session, &name).hold().await.unwrap_err();
+            assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Locked, Outcome::NotApplied));
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains(&format!("held since revision {since}")), "{source}");
+        }
+        // It outlives its holder's session.
+        a.close().await.unwrap();
+        assert_eq!(keys(&client, &name).await, 1);
+        barrier(&b, &name).release().await.unwrap();
+        let error = barrier(&a, &name).hold().await.unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Closed));
+        assert!(Barrier::new(&b, "").is_err());
+    }
+
+    async fn sixty_four_wait_and_all_go_on(backend: Backend) {
+        let name = backend.key("gate");
+        let holder = session(&backend.client()).await;
+        let mut waiting = JoinSet::new();
+        let mut holds = JoinSet::new();
+        let mut counters = Vec::new();
+        for _ in 0..8 {
+            let counter = RpcCounter::new();
+            let session = session(&backend.client_with(counter.clone())).await;
+            for _ in 0..8 {
+                let gate = barrier(&session, &name);
+                holds.spawn(async move { gate.hold().await });
+            }
+            counters.push((counter, session));
+        }
+        let held = holds.join_all().await.into_iter().filter(Result::is_ok).count();
+        assert_eq!(held, 1, "of all who would hold it, one does");
+        for (counter, session) in &counters {
+            counter.reset();
+            for _ in 0..8 {
+                let gate = barrier(session, &name);
+                waiting.spawn(async move { gate.wait().await });
+            }
+        }
+        for (counter, _) in &counters {
+            until("eight reads", LONG, async || (counter.unary_total() == 8).then_some(())).await;
+        }
+        assert!(timeout(Duration::from_millis(20), waiting.join_next()).await.is_err(), "it is held");
+        barrier(&holder, &name).release().await.unwrap();
+        waiting.join_all().await.into_iter().for_each(|waited| waited.unwrap());
+        for (counter, _) in &counters {
+            assert_eq!(counter.unary_total(), 8, "{counter}");
+        }
+    }
+
+    async fn a_wait_ends_with_its_session(backend: Backend) {
+        let name = backend.key("gate");
+        let client = backend.client();
+        let (holder, waiter) = (session(&client).await, session(&client).await);
+        barrier(&holder, &name).hold().await.unwrap();
+        let gate = barrier(&waiter, &name);
+        let waiting = tokio::spawn(async move { gate.wait().await });
+        revoke(&client, waiter.lease()).await;
+        // Its lease's end is learnt of by the next keep-alive.
+        let error = timeout(S(40), waiting).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Revoked), "{error}");
+        let waiter = session(&client).await;
+        let gate = barrier(&waiter, &name);
+        let waiting = tokio::spawn(async move { gate.wait().await });
+        waiter.close().await.unwrap();
+        assert_eq!(waiting.await.unwrap().unwrap_err().lost_reason(), Some(LostReason::Closed));
+        barrier(&holder, &name).release().await.unwrap();
+    }
+
+    async fn dropped_at_every_point(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("gate"), backend.client());
+        let session = session(&backend.client()).await;
+        let gate = barrier(&session, &name);
+        gate.wait().await.unwrap();
+        let usual = if backend.is_fake() { tasks() } else { 0 };
+        let mut done = [false; 3];
+        for polls in 0..MANY {
+            // What a dropped hold leaves is taken back.
+            if let Some(held) = at_most(polls, gate.hold()).await {
+                held.unwrap();
+                done[0] = true;
+                gate.release().await.unwrap();
+            }
+            nothing_left(&backend, &observer, &name, usual).await;
+            // What a dropped release leaves is released. On a real server a dropped hold may have come only now, and go.
+            until("a hold", LONG, async || gate.hold().await.ok()).await;
+            done[1] |= at_most(polls, gate.release()).await.is_some();
+            if polls > 0 {
+                nothing_left(&backend, &observer, &name, usual).await;
+            } else {
+                gate.release().await.unwrap();
+            }
+            done[2] |= at_most(polls, gate.wait()).await.is_some();
+            nothing_left(&backend, &observer, &name, usual).await;
+            if done == [true; 3] {
+                return;
+            }
+        }
+        panic!("never done: {done:?}");
+    }
+}
+
+/// Go's key is the name itself: what it holds, we wait for, and what we hold it deletes.
+#[tokio::test(start_paused = true)]
+async fn the_key_is_the_name_and_nothing_hangs_on_it() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let gate = barrier(&session, "gate");
+    gate.hold().await.unwrap();
+    let snapshot = fake.snapshot();
+    assert_eq!((snapshot.keys.len(), snapshot.get("gate").unwrap().lease), (1, 0));
+    fake.client().txn(Txn::new().success(Op::delete("gate"))).await.unwrap();
+    gate.wait().await.unwrap();
+    fake.client().txn(Txn::new().success(Op::put("gate", ""))).await.unwrap();
+    timeout(S(5), gate.wait()).await.expect_err("held by Go");
+    gate.release().await.unwrap();
+    gate.wait().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_is_settled_by_reading_back() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let gate = barrier(&session, "gate");
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::lose_reply_by(lost.clone()));
+        let before = fake.revision();
+        gate.hold().await.unwrap();
+        assert_eq!(fake.revision(), before + 1, "held once");
+        fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::lose_reply_by(lost));
+        gate.release().await.unwrap();
+        assert!(fake.snapshot().keys.is_empty());
+    }
+}
+
+/// Whether it is held nobody knows: that is said, and it is not in the end, also if the request comes late.
+#[tokio::test(start_paused = true)]
+async fn a_hold_of_unknown_fate_is_taken_back() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let session = Session::builder(&client).ttl(S(5)).open().await.unwrap();
+    let gate = barrier(&session, "gate");
+    let lost = fake.fault(On::rpc(Rpc::Txn), Do::lose_reply());
+    let error = gate.hold().await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    lost.remove();
+    timeout(S(20), fake.until(|fake| fake.snapshot().keys.is_empty())).await.unwrap();
+    // The session's end is no end of that.
+    let late = fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::delay(S(18)));
+    let error = gate.hold().await.unwrap_err();
+    assert_eq!((error.outcome(), late.hits()), (Outcome::Unknown, 1), "{error}");
+    session.close().await.unwrap();
+    drop((session, gate));
+    fake.until(|fake| !fake.snapshot().keys.is_empty()).await;
+    timeout(S(30), fake.until(|fake| fake.snapshot().keys.is_empty())).await.unwrap();
+}
+
+/// etcd#22082, for barriers: a release that is repeated, or late, must not release the next hold.
+#[tokio::test(start_paused = true)]
+async fn a_late_release_never_releases_a_later_hold() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (gate, other) = (barrier(&a, "gate"), barrier(&b, "gate"));
+    gate.hold().await.unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).client("a").once(), Do::lose_reply_by(LoseReply::Hang));
+    let releasing = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.release().await }
+    });
+    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+    other.hold().await.unwrap();
+    releasing.await.unwrap().unwrap();
+    assert_eq!((lost.hits(), fake.snapshot().keys.len()), (1, 1));
+    other.release().await.unwrap();
+    gate.hold().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").once(), Do::delay(S(9)));
+    timeout(S(1), gate.release()).await.expect_err("it takes nine seconds");
+    other.release().await.unwrap();
+    other.hold().await.unwrap();
+    tokio::time::sleep(S(30)).await;
+    assert_eq!(fake.snapshot().keys.len(), 1);
+}
+
+/// The stream breaks, the barrier is released, and that revision is compacted before the waiter is back. Go's returns
+/// success for any of it.
+#[test]
+fn a_wait_survives_cuts_and_compaction() {
+    crate::support::backend::on_fake(module_path!(), async |backend| {
+        let fake = backend.fake().unwrap();
+        for (stall, compact) in [(false, false), (true, false), (false, true)] {
+            let (holder, waiter) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
+            let (gate, mine) = (barrier(&holder, "gate"), barrier(&waiter, "gate"));
+            gate.hold().await.unwrap();
+            let waiting = tokio::spawn(async move { mine.wait().await });
+            fake.until(|fake| fake.watchers() == 1).await;
+            tokio::time::sleep(S(1)).await;
+            let away = compact.then(|| fake.fault(On::open(Rpc::Watch).client("w"), Do::cut()));
+            if stall {
+                fake.stall_streams("w");
+            } else {
+                fake.cut_streams("w");
+            }
+            tokio::time::sleep(S(5)).await;
+            assert!(!waiting.is_finished(), "nobody released it");
+            gate.release().await.unwrap();
+            if let Some(away) = away {
+                fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
+                fake.compact(fake.revision()).unwrap();
+                away.remove();
+            }
+            timeout(S(60), waiting).await.unwrap().unwrap().unwrap();
+            fake.until(|fake| fake.watchers() == 0).await;
+        }
+    });
+}
+
+/// A release whose event an old server lost at the edge of a compaction: the waiter looks for itself, now and then.
+#[tokio::test(start_paused = true)]
+async fn a_lost_event_is_found_in_the_end() {
+    let fake = FakeEtcd::start();
+    let (holder, waiter) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
+    let (gate, mine) = (barrier(&holder, "gate"), barrier(&waiter, "gate"));
+    gate.hold().await.unwrap();
+    let waiting = tokio::spawn(async move { mine.wait().await });
+    fake.until(|fake| fake.watchers() == 1).await;
+    tokio::time::sleep(S(1)).await;
+    fake.fault(On::response(Rpc::Watch).client("w").once(), Do::vanish());
+    gate.release().await.unwrap();
+    timeout(S(130), waiting).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_watch_is_no_open_barrier() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let gate = barrier(&session, "gate");
+    gate.hold().await.unwrap();
+    let refused = tonic::Status::permission_denied("etcdserver: permission denied");
+    fake.fault(On::open(Rpc::Watch), Do::fail(refused));
+    let error = gate.wait().await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::PermissionDenied);
+}
+
+/// A thousand wait; one release, and no RPC by any of them.
+#[test]
+fn a_thousand_go_on_without_an_rpc() {
+    crate::support::backend::on_fake(module_path!(), async |backend| {
+        let counter = RpcCounter::new();
+        let waiter = session(&backend.client_with(counter.clone())).await;
+        let holder = session(&backend.client()).await;
+        barrier(&holder, "gate").hold().await.unwrap();
+        counter.reset();
+        let mut waiting = JoinSet::new();
+        for _ in 0..1000 {
+            let gate = barrier(&waiter, "gate");
+            waiting.spawn(async move { gate.wait().await });
+        }
+        until("a thousand reads", LONG, async || (counter.unary_total() == 1000).then_some(())).await;
+        barrier(&holder, "gate").release().await.unwrap();
+        waiting.join_all().await.into_iter().for_each(|waited| waited.unwrap());
+        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
+        backend.fake().unwrap().until(|fake| fake.watchers() == 0).await;
+    });
+}
+
+/// Random holders, releasers and waiters, and everything that goes wrong. Whoever went on did so with the barrier open
+/// in the meantime; and what is held in the end is held by somebody who was told so.
+#[test]
+fn random_schedules() {
+    explore(async |world: World| {
+        let mut actors = JoinSet::new();
+        for actor in 0..6 {
+            let world = world.clone();
+            actors.spawn(async move { act(world, actor).await });
+        }
+        let held: Vec<(i64, i64)> = actors.join_all().await.into_iter().flatten().collect();
+        let told = |revision: i64| held.iter().any(|(from, to)| (from + 1..=*to).contains(&revision));
+        let settled =
+            world.fake.until(|fake| fake.snapshot().get("gate").is_none_or(|kv| told(kv.create_revision)));
+        timeout(S(900), settled).await.expect("a hold that nobody was told of is taken back");
+    });
+
+    /// Gives the revisions between which each of its holds was made.
+    async fn act(world: World, actor: usize) -> Vec<(i64, i64)> {
+        let (mut rng, client) = (world.rng(actor), world.client(actor));
+        let mut session = open(&client).await;
+        let mut held = Vec::new();
+        for _ in 0..12 {
+            if !session.is_valid() {
+                session = open(&client).await;
+            }
+            let (gate, limit) = (barrier(&session, "gate"), patience(&mut rng));
+            let from = world.revision();
+            match rng.u8(0..4) {
+                0 => {
+                    if let Ok(Ok(())) = timeout(limit, gate.hold()).await {
+                        held.push((from, world.revision()));
+                    }
+                }
+                1 => {
+                    if let Ok(Ok(())) = timeout(limit, gate.release()).await {
+                        let window = (from, world.revision());
+                        assert!(
+                            world.held_between(window, "gate", |keys| keys.is_empty()).await,
+                            "{window:?}"
+                        );
+                    }
+                }
+                _ => {
+                    if let Ok(Ok(())) = timeout(limit, gate.wait()).await {
+                        let window = (from, world.revision());
+                        assert!(
+                            world.held_between(window, "gate", |keys| keys.is_empty()).await,
+                            "{window:?}"
+                        );
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..3_000))).await;
+        }
+        held
+    }
+}

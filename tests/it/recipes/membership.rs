@@ -1,0 +1,487 @@
+//! Memberships.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::{
+    ErrorKind, LostReason, MemberChange, MemberChanges, Membership, Op, Peer, Session, Txn,
+};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
+
+use super::world::{CLIENTS, TROUBLED, World, explore, keys, nothing_left, open, patience};
+use crate::drops::{MANY, at_most, take_time, tasks};
+use crate::support::backend::on_every_backend;
+use crate::support::count::RpcCounter;
+use crate::support::poll::until;
+use crate::support::queue::{LONG, quiet, revoke, session};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn group(session: &Session, name: &str) -> Membership {
+    Membership::new(session, name).expect("a good name")
+}
+
+async fn next(changes: &mut MemberChanges) -> MemberChange {
+    timeout(S(60), changes.next()).await.expect("something happened").expect("no error")
+}
+
+/// What happened, in short.
+async fn told(changes: &mut MemberChanges) -> String {
+    let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+    match next(changes).await {
+        MemberChange::Present(all) => {
+            let all: Vec<_> = all.iter().map(|peer| text(&peer.metadata)).collect();
+            format!("={}", all.join(","))
+        }
+        MemberChange::Joined(peer) => format!("+{}", text(&peer.metadata)),
+        MemberChange::Updated(peer) => format!("~{}", text(&peer.metadata)),
+        MemberChange::Left(peer) => format!("-{}", text(&peer.metadata)),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn said(group: &Membership) -> Vec<String> {
+    let all = group.list().await.unwrap();
+    all.iter().map(|peer| String::from_utf8(peer.metadata.to_vec()).unwrap()).collect()
+}
+
+on_every_backend! {
+    /// join 1, update 1, list 1, leave 1; to follow 1 at the start and none per change.
+    async fn what_each_step_costs(backend: Backend) {
+        let (name, counter, watching) = (backend.key("group"), RpcCounter::new(), RpcCounter::new());
+        let mine = session(&backend.client_with(counter.clone())).await;
+        let other = session(&backend.client_with(watching.clone())).await;
+        let (mine, other) = (group(&mine, &name), group(&other, &name));
+        let mut changes = other.changes();
+        watching.reset();
+        assert_eq!(told(&mut changes).await, "=");
+        assert_eq!((watching.unary_total(), watching.streams()), (1, 1), "{watching}");
+        counter.reset();
+        let member = mine.join("a").await.unwrap();
+        assert_eq!(counter.unary_total(), 1, "{counter}");
+        member.update("b").await.unwrap();
+        assert_eq!(counter.unary_total(), 2, "{counter}");
+        let seen = mine.list().await.unwrap().remove(0);
+        assert_eq!(counter.unary_total(), 3, "{counter}");
+        assert_eq!((&seen.key, seen.token, seen.lease), (member.key(), member.token(), mine.session().lease()));
+        assert!(seen.metadata == "b" && seen.mod_revision > seen.token);
+        member.leave().await.unwrap();
+        assert_eq!(counter.unary_total(), 4, "{counter}");
+        for change in ["+a", "~b", "-b"] {
+            assert_eq!(told(&mut changes).await, change);
+        }
+        quiet(&watching).await;
+        assert_eq!((watching.unary_total(), watching.streams()), (1, 1), "{watching}");
+    }
+
+    /// Two of one session are two; the oldest is the first; a name that begins the same is another group.
+    async fn a_session_joins_as_often_as_it_likes(backend: Backend) {
+        let (name, client) = (backend.key("group"), backend.client());
+        let session = session(&client).await;
+        let (one, two) = (group(&session, &name), group(&session, &format!("{name}2")));
+        let first = one.join("1").await.unwrap();
+        let second = one.join("2").await.unwrap();
+        let other = two.join("3").await.unwrap();
+        assert_eq!(said(&one).await, ["1", "2"]);
+        assert_eq!(said(&two).await, ["3"]);
+        assert_ne!(first.key(), second.key());
+        let mut changes = one.changes();
+        assert_eq!(told(&mut changes).await, "=1,2");
+        first.leave().await.unwrap();
+        assert_eq!(told(&mut changes).await, "-1");
+        drop((second, other));
+        assert_eq!(told(&mut changes).await, "-2");
+        until("all to leave", LONG, async || (keys(&client, &name).await == 0).then_some(())).await;
+        assert!(Membership::new(&session, "").is_err());
+    }
+
+    /// However a session ends, its members are gone, and know why.
+    async fn a_lost_session_leaves_no_ghost(backend: Backend) {
+        let (name, client) = (backend.key("group"), backend.client());
+        let (a, b, watching) = (session(&client).await, session(&client).await, session(&client).await);
+        let (one, two) = (group(&a, &name).join("a").await.unwrap(), group(&b, &name).join("b").await.unwrap());
+        let mut changes = group(&watching, &name).changes();
+        assert_eq!(told(&mut changes).await, "=a,b");
+        a.close().await.unwrap();
+        assert_eq!(told(&mut changes).await, "-a");
+        assert_eq!(one.lost().await, LostReason::Closed);
+        assert_eq!(one.leave().await.unwrap_err().lost_reason(), Some(LostReason::Closed));
+        revoke(&client, b.lease()).await;
+        assert_eq!(told(&mut changes).await, "-b");
+        assert_eq!(two.lost().await, LostReason::Revoked);
+        assert_eq!(two.update("x").await.unwrap_err().lost_reason(), Some(LostReason::Revoked));
+        // One that somebody threw out, with a session that is as good as ever.
+        let out = group(&watching, &name).join("c").await.unwrap();
+        assert_eq!(told(&mut changes).await, "+c");
+        client.txn(Txn::new().success(Op::delete(out.key().clone()))).await.unwrap();
+        assert_eq!(told(&mut changes).await, "-c");
+        let error = out.update("d").await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Lost(LostReason::KeyDeleted)), "{error}");
+        assert_eq!(keys(&client, &name).await, 0, "an update puts no ghost");
+        // Who follows is told of the session's end, and then the stream is over.
+        watching.close().await.unwrap();
+        let error = StreamExt::next(&mut changes).await.unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Closed));
+        assert!(StreamExt::next(&mut changes).await.is_none());
+    }
+
+    async fn sixty_four_join_and_all_see_the_same(backend: Backend) {
+        let name = backend.key("group");
+        let mut followers = JoinSet::new();
+        let mut members = JoinSet::new();
+        let mut sessions = Vec::new();
+        for _ in 0..8 {
+            let session = session(&backend.client()).await;
+            let mut changes = group(&session, &name).changes();
+            assert_eq!(told(&mut changes).await, "=");
+            followers.spawn(async move {
+                let mut all = Vec::new();
+                for _ in 0..64 * 3 {
+                    all.push(told(&mut changes).await);
+                }
+                all
+            });
+            sessions.push(session);
+        }
+        for (n, session) in sessions.iter().enumerate() {
+            for m in 0..8 {
+                let group = group(session, &name);
+                members.spawn(async move {
+                    let member = group.join(format!("{n}.{m}")).await.unwrap();
+                    member.update(format!("{n}.{m}!")).await.unwrap();
+                    member.leave().await.unwrap();
+                });
+            }
+        }
+        while let Some(done) = members.join_next().await {
+            done.unwrap();
+        }
+        let all = followers.join_all().await;
+        assert!(all.iter().all(|told| *told == all[0]));
+        assert_eq!(keys(&backend.client(), &name).await, 0);
+    }
+
+    /// A member that stays: it is back after its key, or its session, is lost, and says what it was told to say.
+    async fn one_that_remains_comes_back_by_itself(backend: Backend) {
+        let (name, client) = (backend.key("group"), backend.client());
+        let (first, watching) = (session(&client).await, session(&client).await);
+        let mut changes = group(&watching, &name).changes();
+        assert_eq!(told(&mut changes).await, "=");
+        let resident = group(&first, &name).remain("1").await.unwrap();
+        assert_eq!(told(&mut changes).await, "+1");
+        resident.update("2");
+        assert_eq!(told(&mut changes).await, "~2");
+        let key = resident.fence().unwrap().key().clone();
+        client.txn(Txn::new().success(Op::delete(key))).await.unwrap();
+        assert_eq!(told(&mut changes).await, "-2");
+        assert_eq!(told(&mut changes).await, "+2");
+        let mut lease = first.lease();
+        for round in 3..5 {
+            revoke(&client, lease).await;
+            resident.update(format!("{round}"));
+            assert!(told(&mut changes).await.starts_with('-'));
+            let MemberChange::Joined(peer) = next(&mut changes).await else { panic!("it is not back") };
+            assert_ne!(peer.lease, lease);
+            lease = peer.lease;
+            if peer.metadata != format!("{round}") {
+                assert_eq!(told(&mut changes).await, format!("~{round}"));
+            }
+        }
+        until("the fence of now", LONG, async || {
+            resident.fence().is_some_and(|fence| fence.key().starts_with(format!("{name}/{lease:x}-").as_bytes())).then_some(())
+        }).await;
+        resident.leave().await.unwrap();
+        assert_eq!(told(&mut changes).await, "-4");
+        assert_eq!(keys(&client, &name).await, 0);
+    }
+
+    async fn one_that_remains_ends_with_its_session_or_when_dropped(backend: Backend) {
+        let (name, client) = (backend.key("group"), backend.client());
+        let a = session(&client).await;
+        let resident = group(&a, &name).remain("a").await.unwrap();
+        a.close().await.unwrap();
+        assert_eq!(resident.ended().await.lost_reason(), Some(LostReason::Closed));
+        assert_eq!(resident.leave().await.unwrap_err().lost_reason(), Some(LostReason::Closed));
+        let b = session(&client).await;
+        drop(group(&b, &name).remain("b").await.unwrap());
+        until("it to leave", LONG, async || (keys(&client, &name).await == 0).then_some(())).await;
+        assert!(b.is_valid());
+    }
+
+    async fn dropped_at_every_point(backend: Backend) {
+        take_time(&backend);
+        let (name, observer) = (backend.key("group"), backend.client());
+        let session = session(&backend.client()).await;
+        let group = group(&session, &name);
+        let _ = group.changes().next().await.unwrap();
+        let mut usual = 0;
+        let mut done = [false; 5];
+        for polls in 0..MANY {
+            if let Some(joined) = at_most(polls, group.join("a")).await {
+                done[0] = true;
+                let member = joined.unwrap();
+                done[1] |= at_most(polls, member.update("b")).await.is_some();
+                member.update("c").await.unwrap();
+                assert_eq!(said(&group).await.last().unwrap(), "c", "the last update is the last");
+                done[2] |= at_most(polls, member.leave()).await.is_some();
+            }
+            if let Some(resident) = at_most(polls, group.remain("a")).await {
+                done[3] |= at_most(polls, resident.unwrap().leave()).await.is_some();
+            }
+            let mut changes = group.changes();
+            done[4] |= at_most(polls, changes.next()).await.is_some();
+            drop(changes);
+            if backend.is_fake() && usual == 0 {
+                until("quiet", LONG, async || (backend.watchers() == Some(0)).then_some(())).await;
+                usual = tasks();
+            }
+            nothing_left(&backend, &observer, &name, usual).await;
+            if done == [true; 5] {
+                return session.close().await.unwrap();
+            }
+        }
+        panic!("never done: {done:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_joins_and_says_once() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let group = group(&session, "group");
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        let lose = || fake.fault(On::rpc(Rpc::Txn).once(), Do::lose_reply_by(lost.clone()));
+        lose();
+        let member = group.join("a").await.unwrap();
+        assert_eq!(group.list().await.unwrap().len(), 1);
+        let before = fake.revision();
+        lose();
+        member.update("b").await.unwrap();
+        assert_eq!(fake.revision(), before + 1);
+        member.update("c").await.unwrap();
+        lose();
+        member.leave().await.unwrap();
+        assert!(fake.snapshot().keys.is_empty());
+    }
+    assert!(session.is_valid());
+}
+
+/// Requests that come long after everybody gave them up: a join leaves no ghost, an update covers no newer one.
+#[tokio::test(start_paused = true)]
+async fn what_comes_late_does_no_harm() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let group = group(&session, "group");
+    let late = || fake.fault(On::rpc(Rpc::Txn).once(), Do::delay(S(9)));
+    late();
+    let member = group.join("a").await.unwrap();
+    member.leave().await.unwrap();
+    fake.until(|fake| !fake.snapshot().keys.is_empty()).await;
+    timeout(S(20), fake.until(|fake| fake.snapshot().keys.is_empty())).await.expect("the ghost is found");
+    let member = group.join("a").await.unwrap();
+    late();
+    timeout(S(1), member.update("old")).await.expect_err("it takes nine seconds");
+    member.update("new").await.unwrap();
+    sleep(S(20)).await;
+    assert_eq!(said(&group).await, ["new"]);
+    // And where nothing is known until the end: an error, and no ghost.
+    let lost = fake.fault(On::rpc(Rpc::Txn), Do::lose_reply());
+    group.join("b").await.unwrap_err();
+    lost.remove();
+    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.unwrap();
+    drop(member);
+    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+}
+
+/// The stream breaks, members come, go and change, and all of that is compacted before the follower is back: it is told
+/// the difference.
+#[test]
+fn a_follower_survives_cuts_and_compaction() {
+    crate::support::backend::on_fake(module_path!(), async |backend| {
+        let fake = backend.fake().unwrap();
+        let (session, watching) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
+        let (group, mut changes) = (group(&session, "group"), group(&watching, "group").changes());
+        assert_eq!(told(&mut changes).await, "=");
+        let (stays, goes) = (group.join("stays").await.unwrap(), group.join("goes").await.unwrap());
+        assert_eq!((told(&mut changes).await, told(&mut changes).await), ("+stays".into(), "+goes".into()));
+        for stall in [false, true] {
+            if stall {
+                fake.stall_streams("w");
+            } else {
+                fake.cut_streams("w");
+            }
+            stays.update(format!("{stall}")).await.unwrap();
+            assert_eq!(told(&mut changes).await, format!("~{stall}"));
+        }
+        let away = fake.fault(On::open(Rpc::Watch).client("w"), Do::cut());
+        fake.cut_streams("w");
+        goes.leave().await.unwrap();
+        group.join("unseen").await.unwrap().leave().await.unwrap();
+        stays.update("1").await.unwrap();
+        stays.update("2").await.unwrap();
+        let new = group.join("new").await.unwrap();
+        client_noise(fake).await;
+        fake.compact(fake.revision()).unwrap();
+        away.remove();
+        for change in ["-goes", "~2", "+new"] {
+            assert_eq!(told(&mut changes).await, change);
+        }
+        new.leave().await.unwrap();
+        assert_eq!(told(&mut changes).await, "-new");
+        // An event that an old server lost is missed by count.
+        fake.fault(On::response(Rpc::Watch).client("w").once(), Do::vanish());
+        stays.leave().await.unwrap();
+        let late = timeout(S(130), changes.next()).await.unwrap().unwrap();
+        assert!(matches!(late, MemberChange::Left(peer) if peer.metadata == "2"));
+        drop(changes);
+        fake.until(|fake| fake.watchers() == 0).await;
+    });
+}
+
+async fn client_noise(fake: &FakeEtcd) {
+    fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
+}
+
+/// Cut off, it is gone when its lease is; healed, it is here again.
+#[tokio::test(start_paused = true)]
+async fn one_that_remains_outlives_an_outage() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(10)).open().await.unwrap();
+    let resident = group(&session, "group").remain("a").await.unwrap();
+    fake.partition("a");
+    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+    assert!(resident.fence().is_none() && !session.is_valid());
+    resident.update("b");
+    sleep(S(100)).await;
+    fake.heal("a");
+    timeout(S(10), fake.until(|fake| fake.snapshot().keys.iter().any(|kv| kv.value == "b"))).await.unwrap();
+    // No permission: it ends, and says so.
+    let refused = tonic::Status::permission_denied("etcdserver: permission denied");
+    let fault = fake.fault(On::rpc(Rpc::Txn), Do::fail(refused));
+    resident.update("c");
+    assert_eq!(*resident.ended().await.kind(), ErrorKind::PermissionDenied);
+    fault.remove();
+    drop((resident, session));
+    fake.until(|fake| fake.leases() == 0 && fake.snapshot().keys.is_empty()).await;
+}
+
+/// A thousand follow; one who joins costs none of them an RPC.
+#[test]
+fn a_thousand_are_told_without_an_rpc() {
+    crate::support::backend::on_fake(module_path!(), async |backend| {
+        let counter = RpcCounter::new();
+        let watching = session(&backend.client_with(counter.clone())).await;
+        let mine = session(&backend.client()).await;
+        counter.reset();
+        let mut all: Vec<_> = (0..1000).map(|_| group(&watching, "group").changes()).collect();
+        for changes in &mut all {
+            assert_eq!(told(changes).await, "=");
+        }
+        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
+        let _member = group(&mine, "group").join("a").await.unwrap();
+        for changes in &mut all {
+            assert_eq!(told(changes).await, "+a");
+        }
+        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
+    });
+}
+
+/// Members that join, speak, leave and are dropped, residents that stay, followers, and everything that goes wrong. In
+/// the end each follower's picture is the store's, the residents are there, and nobody else is.
+#[test]
+fn random_schedules() {
+    explore(async |world: World| {
+        let mut actors = JoinSet::new();
+        for actor in 0..6 {
+            let world = world.clone();
+            actors.spawn(async move { act(world, actor).await });
+        }
+        let mut residents = Vec::new();
+        for (actor, _) in CLIENTS.iter().enumerate() {
+            let client = world.client(actor);
+            residents.push(loop {
+                let session = open(&client).await;
+                if let Ok(resident) = group(&session, "group").remain(format!("r{actor}")).await {
+                    break resident;
+                }
+            });
+        }
+        let mut followers = JoinSet::new();
+        for actor in 0..3 {
+            let client = world.client(actor);
+            followers.spawn(async move { follow(open(&client).await).await });
+        }
+        actors.join_all().await;
+        sleep(TROUBLED).await;
+        let last = |world: &World| {
+            let mut said: Vec<_> = world.fake.snapshot().keys.iter().map(|kv| kv.value.clone()).collect();
+            said.sort();
+            said
+        };
+        let settled = world.fake.until(|_| last(&world) == ["r0", "r1", "r2"]);
+        timeout(S(120), settled).await.unwrap_or_else(|_| panic!("{:?}: {residents:?}", last(&world)));
+        sleep(S(60)).await;
+        let there: Vec<Peer> = group(&open(&world.fake.client()).await, "group").list().await.unwrap();
+        for picture in followers.join_all().await.into_iter().flatten() {
+            assert_eq!(picture, there.iter().map(|peer| (peer.key.clone(), peer.clone())).collect());
+        }
+        drop(residents);
+        world.fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+    });
+
+    /// The picture that one follower has in the end; none where its session was lost.
+    async fn follow(session: Session) -> Option<BTreeMap<Bytes, Peer>> {
+        let (mut changes, mut picture) = (group(&session, "group").changes(), BTreeMap::new());
+        let end = tokio::time::Instant::now() + TROUBLED * 4;
+        loop {
+            match tokio::time::timeout_at(end, changes.next()).await {
+                Err(_) => return Some(picture),
+                Ok(Err(error)) => {
+                    assert!(!session.is_valid(), "{error}");
+                    return None;
+                }
+                Ok(Ok(MemberChange::Present(all))) => {
+                    picture.extend(all.into_iter().map(|peer| (peer.key.clone(), peer)));
+                }
+                Ok(Ok(MemberChange::Joined(peer))) => {
+                    assert!(picture.insert(peer.key.clone(), peer).is_none(), "it was here already");
+                }
+                Ok(Ok(MemberChange::Updated(peer))) => {
+                    let before = picture.insert(peer.key.clone(), peer.clone()).expect("it was here");
+                    assert!(before.mod_revision < peer.mod_revision);
+                }
+                Ok(Ok(MemberChange::Left(peer))) => {
+                    assert_eq!(picture.remove(&peer.key).as_ref(), Some(&peer));
+                }
+                Ok(Ok(other)) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn act(world: World, actor: usize) {
+        let (mut rng, client) = (world.rng(actor), world.client(actor));
+        let mut session = open(&client).await;
+        for _ in 0..8 {
+            if !session.is_valid() {
+                session = open(&client).await;
+            }
+            let limit = patience(&mut rng);
+            if let Ok(Ok(member)) = timeout(limit, group(&session, "group").join("m")).await {
+                sleep(Duration::from_millis(rng.u64(0..2_000))).await;
+                let limit = patience(&mut rng);
+                if let Ok(Ok(())) = timeout(limit, member.update("n")).await {
+                    world.recorded(member.token()).await;
+                }
+                if rng.bool() {
+                    let limit = patience(&mut rng);
+                    let _ = timeout(limit, member.leave()).await;
+                }
+            }
+            sleep(Duration::from_millis(rng.u64(0..2_000))).await;
+        }
+    }
+}
