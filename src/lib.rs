@@ -32,6 +32,13 @@
 //! | share among readers, or have it alone as a writer | [`RwLock`] |
 //! | be one of a limited number | [`Semaphore`] |
 //! | hold several locks without waiting in a circle | [`MultiLock`] |
+//! | hand work to one of many processes, surely done once | [`Queue::take`], [`Job::ack`]; urgent first: [`PriorityQueue`] |
+//! | hand over values, each at most once | [`Queue::dequeue`] |
+//! | hold many back until I say so | [`Barrier`] |
+//! | start and finish in step with others | [`DoubleBarrier`] |
+//! | wait until so many things are done | [`CountDownLatch`] |
+//! | count across processes, each once | [`Counter`] |
+//! | be seen, and see who is here | [`Membership`] |
 //! | change several keys as if nobody else did | [`Stm::run`] |
 //! | the same only while I hold a lock | [`Stm::fenced`] |
 //! | know that it was done once, even if the reply is lost | [`Stm::exactly_once`] |
@@ -88,6 +95,7 @@ pub use fence::{Fence, FencedTxn};
 pub use lease::SessionState;
 pub use mutex::{Mutex, MutexGuard};
 pub use recipes::{Barrier, CountDownLatch, Counter, DoubleBarrier, Inside};
+pub use recipes::{DeadLetter, Job, PriorityQueue, Queue};
 pub use recipes::{Member, MemberChange, MemberChanges, Membership, Peer, Resident};
 pub use recipes::{MultiLock, MultiLockGuard};
 pub use recipes::{RwLock, RwLockReadGuard, RwLockWriteGuard};

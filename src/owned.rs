@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
-use crate::key::owner_key;
+use crate::key::unique_key;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -62,9 +62,8 @@ struct Leave {
 impl Plan {
     /// A key under this prefix: the session's lease in hex, a dash, and what nobody else draws.
     pub(crate) fn new(session: &Session, prefix: &[u8], value: Bytes) -> Self {
-        let mut key = owner_key(prefix, session.lease()).to_vec();
-        key.extend_from_slice(format!("-{:016x}", fastrand::u64(..)).as_bytes());
-        Self { key: key.into(), value, only_if: Vec::new(), reads: Vec::new(), also: Vec::new() }
+        let key = unique_key(prefix, session.lease());
+        Self { key, value, only_if: Vec::new(), reads: Vec::new(), also: Vec::new() }
     }
 
     pub(crate) fn only_if(mut self, compare: Compare) -> Self {

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::pending;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
@@ -19,7 +18,7 @@ use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn, TxnReply};
-use crate::watch::{Events, Watch, Watcher};
+use crate::watch::{Events, Watch, Watcher, second_look};
 
 /// A live copy of keys.
 pub(crate) struct View {
@@ -163,7 +162,7 @@ impl View {
                 () = look => {
                     // Servers before 3.4.36 and 3.5.18 can lose a deletion at the edge of a compaction. One that
                     // is only late is no harm.
-                    self.look = Some(next_look());
+                    self.look = Some(Instant::now() + second_look());
                     if count(client, parts).await? != self.copy.ages.len() {
                         return self.read().await;
                     }
@@ -177,7 +176,7 @@ impl View {
 
     async fn read(&mut self) -> Result<Vec<Change>> {
         let (revision, kvs) = read(&self.client, &self.parts).await?;
-        (self.read_at, self.look) = (Some(revision), Some(next_look()));
+        (self.read_at, self.look) = (Some(revision), Some(Instant::now() + second_look()));
         self.pending.retain(|event| self::revision(event) > revision);
         let mut fresh = Copy::default();
         kvs.into_iter().for_each(|kv| drop(fresh.put(kv)));
@@ -285,13 +284,6 @@ async fn count(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<usize> {
 fn revision(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
-
-/// Seldom, and not all at once.
-fn next_look() -> Instant {
-    Instant::now() + LOOK.mul_f64(1.0 + fastrand::f64())
-}
-
-const LOOK: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ mod double_barrier;
 mod latch;
 mod membership;
 mod multilock;
+mod queue;
 mod rwlock;
 mod semaphore;
 
@@ -15,5 +16,6 @@ pub use double_barrier::{DoubleBarrier, Inside};
 pub use latch::CountDownLatch;
 pub use membership::{Member, MemberChange, MemberChanges, Membership, Peer, Resident};
 pub use multilock::{MultiLock, MultiLockGuard};
+pub use queue::{DeadLetter, Job, PriorityQueue, Queue};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{Semaphore, SemaphorePermit};

@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
@@ -21,7 +20,7 @@ use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::waitlist::{Joined, Line, Look, Place, Predecessor, Standing, Ticket, checked, guard};
-use crate::watch::{Watch, Watcher};
+use crate::watch::{Watch, Watcher, second_look};
 
 /// A name that a limited number of permits is given for, in the order of asking.
 ///
@@ -400,7 +399,7 @@ impl Asking<'_> {
         // With more than can hold there are others who are not told here.
         let all = older.kvs.len() <= older.limit as usize;
         let mut left: HashSet<Bytes> = older.kvs.into_iter().map(|kv| kv.key).collect();
-        let again = Instant::now() + SECOND_LOOK.mul_f64(1.0 + fastrand::f64());
+        let again = Instant::now() + second_look();
         loop {
             let events = tokio::select! {
                 biased;
@@ -491,4 +490,3 @@ fn unexpected(detail: &str) -> Error {
 const HELD: &[u8] = b"held";
 /// The target of the watch that is the limit's key.
 const LIMIT: usize = 1;
-const SECOND_LOOK: Duration = Duration::from_secs(60);

@@ -11,23 +11,24 @@ use crate::transport::retry::Backoff;
 
 impl Session {
     /// Repeats work that settles something, until it is done or the session is lost: what hangs on the lease ends
-    /// with it then.
-    pub(crate) async fn settle<F>(&self, what: &'static str, mut work: impl FnMut() -> F)
+    /// with it then. Whether it was done.
+    pub(crate) async fn settle<F>(&self, what: &'static str, mut work: impl FnMut() -> F) -> bool
     where
         F: Future<Output = Result<()>>,
     {
         let mut backoff = Backoff::default();
         while self.is_valid() {
             match self.lease_handle().learn(work().await) {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(error) => tracing::debug!(%error, what, "not settled yet; trying again"),
             }
             tokio::select! {
                 biased;
-                _ = self.lost() => return,
+                _ = self.lost() => return false,
                 () = sleep(backoff.next()) => {}
             }
         }
+        false
     }
 
     /// Does work once more when the server must have given up every request that is sent by now: one that got no

@@ -1,7 +1,6 @@
 //! A line: whom a key of ours stands behind, and the wait for one's turn in it.
 
 use std::future::Future;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -14,7 +13,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::watch::{Events, Watch};
+use crate::watch::{Events, Watch, second_look};
 
 /// A line.
 #[derive(Debug, Clone)]
@@ -264,10 +263,3 @@ fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {
             && event.kv.as_ref().is_some_and(|kv| kv.key == *key && kv.mod_revision > create_revision)
     })
 }
-
-/// When a waiter looks for itself whether its predecessor is still there: seldom, and not all at once.
-fn second_look() -> Duration {
-    SECOND_LOOK.mul_f64(1.0 + fastrand::f64())
-}
-
-const SECOND_LOOK: Duration = Duration::from_secs(60);

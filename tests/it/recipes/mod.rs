@@ -8,6 +8,7 @@ mod latch;
 mod membership;
 mod model;
 mod multilock;
+mod queue;
 mod rivals;
 mod rwlock;
 mod semaphore;

@@ -1,0 +1,205 @@
+//! An item in hand: handed out, or left to others again.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::core::{Core, Item, Take, found};
+use crate::error::{Error, LostReason, Outcome, Result};
+use crate::fence::Fence;
+use crate::pb::etcdserverpb as pb;
+use crate::session::Session;
+use crate::transport::retry::{Repeat, may_pass};
+use crate::txn::{Compare, Op, Txn};
+
+/// An item that is claimed. Dropped before it was handed out, it goes back to its place in the background.
+#[derive(Debug)]
+pub(super) struct Held {
+    core: Core,
+    item: Item,
+    take: Take,
+    fence: Fence,
+    /// Somebody was given it.
+    delivered: bool,
+    /// What is to become of it is decided.
+    settled: AtomicBool,
+}
+
+impl Held {
+    pub(super) fn new(core: Core, item: Item, take: Take, claimed_at: i64) -> Self {
+        let fence = Fence::new(&core.session, core.keys.claim(&item.place), claimed_at);
+        Self { core, item, take, fence, delivered: false, settled: AtomicBool::new(false) }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        self.fence.check()
+    }
+
+    /// The value, for good: the item is deleted in the background, by the end of the session at the latest.
+    pub(super) fn keep(self) -> Bytes {
+        debug_assert_eq!(self.take, Take::Keep, "what is not bound to the session may be delivered again");
+        self.settled.store(true, Ordering::Relaxed);
+        in_background(&self.core, self.delete());
+        self.item.kv.value.clone()
+    }
+
+    /// Lends it: from here on it counts as delivered.
+    pub(super) fn lend(mut self) -> Self {
+        self.delivered = true;
+        self
+    }
+
+    pub(super) fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.core.session
+    }
+
+    pub(super) fn value(&self) -> &Bytes {
+        &self.item.kv.value
+    }
+
+    pub(super) fn deliveries(&self) -> u32 {
+        self.item.deliveries()
+    }
+
+    /// Ends the item, together with operations of the caller's.
+    pub(super) async fn end(&self, ops: impl IntoIterator<Item = Op>) -> Result<()> {
+        let delete = self.delete().failure(self.own_item());
+        let txn = ops.into_iter().fold(delete, Txn::success);
+        self.decide(txn, true).await
+    }
+
+    /// Leaves the item to others.
+    pub(super) async fn leave(&self) -> Result<()> {
+        self.decide(self.unclaim().failure(self.own_item()), false).await
+    }
+
+    /// Sends what is decided, once for all: what fails goes on in the background.
+    async fn decide(&self, txn: Txn, ends: bool) -> Result<()> {
+        self.fence.check()?;
+        self.settled.store(true, Ordering::Relaxed);
+        self.fence.fall(LostReason::Released);
+        let deciding =
+            decide(self.core.clone(), self.fence.clone(), self.item.clone(), txn, self.unclaim(), ends);
+        let deciding = self.core.session.cleanup().finish(deciding);
+        self.core.unless_lost(deciding, &AtomicBool::new(true)).await
+    }
+
+    /// Deletes the item and the claim, if that still is ours.
+    fn delete(&self) -> Txn {
+        let (keys, place) = (&self.core.keys, &self.item.place);
+        Txn::new()
+            .compare(self.fence.is_owner())
+            .success(Op::delete(keys.item(place)))
+            .success(Op::delete(keys.claim(place)))
+            .success(Op::delete(keys.returns(place)))
+    }
+
+    /// Deletes the claim, if it still is ours; an item that was delivered often enough goes to the dead letters.
+    fn unclaim(&self) -> Txn {
+        if self.core.is_spent(self.item.deliveries()) {
+            let dead = self.core.keys.undelivered(&self.item.place);
+            return self.delete().success(Op::put(dead, self.item.kv.value.clone()));
+        }
+        let claim = self.core.keys.claim(&self.item.place);
+        Txn::new().compare(self.fence.is_owner()).success(Op::delete(claim))
+    }
+
+    fn own_item(&self) -> Op {
+        let key = self.core.keys.item(&self.item.place);
+        pb::RangeRequest { key, keys_only: true, ..Default::default() }.into()
+    }
+
+    /// Gives the item back as if nobody had ever taken it.
+    fn give_back(&self) {
+        let (core, item, take) = (self.core.clone(), self.item.clone(), self.take);
+        // The take has written the item, and so will this.
+        let returns = Op::put(core.keys.returns(&item.place), (item.returns + 2).to_string());
+        let txn = core.take_back(&item.place, self.fence.is_owner()).success(returns);
+        self.core.session.cleanup().spawn(async move {
+            let in_doubt = AtomicBool::new(false);
+            let give_back = || async {
+                let given = core.transact_done(txn.clone()).await;
+                let unknown = given.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown);
+                in_doubt.fetch_or(unknown, Ordering::Relaxed);
+                given
+            };
+            let done = core.session.settle("an item that is given back", give_back).await;
+            if !done && take == Take::Keep {
+                save(&core, &item, txn.clone(), in_doubt.load(Ordering::Relaxed)).await;
+            }
+        });
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.settled.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.fence.fall(LostReason::Released);
+        if self.delivered {
+            in_background(&self.core, self.unclaim());
+        } else {
+            self.give_back();
+        }
+    }
+}
+
+/// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
+async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: bool) -> Result<()> {
+    let answer = match core.transact(txn.clone(), Repeat::Harmless).await {
+        Ok(answer) if answer.reply.succeeded => return Ok(()),
+        Ok(answer) => answer,
+        Err(error) => {
+            // What the server refuses it will refuse again: others may have the item.
+            let refused = error.outcome() == Outcome::NotApplied && !may_pass(error.kind());
+            in_background(&core, if refused { unclaim } else { txn });
+            return Err(error);
+        }
+    };
+    let stands = found(&answer.reply, 0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
+    if ends && stands || !answer.ambiguous {
+        return Err(fence.why().await.into());
+    }
+    // The claim is gone, by an earlier attempt of ours or because the lease had ended: another may have had the item. While
+    // the lease stands it was us.
+    let session = &core.session;
+    match session.client().transport().lease_time_to_live(session.lease(), false).await {
+        Ok(answer) if answer.value.ttl >= 0 => Ok(()),
+        Ok(_) => Err(Error::from(session.lease_handle().gone()).with_outcome(Outcome::Unknown)),
+        Err(error) => Err(error.with_outcome(Outcome::Unknown)),
+    }
+}
+
+fn in_background(core: &Core, txn: Txn) {
+    let spawned = core.clone();
+    core.session.cleanup().spawn(async move {
+        spawned.session.settle("an item", || spawned.transact_done(txn.clone())).await;
+    });
+}
+
+/// Saves an item that nobody was given, and that goes with a session that has just ended: in its place if the lease
+/// still stands, else at the end of the queue. Where it may have been given back before, others may have had it since.
+async fn save(core: &Core, item: &Item, give_back: Txn, in_doubt: bool) {
+    let saved = async {
+        let given = core.transact(give_back, Repeat::Harmless).await?;
+        if given.reply.succeeded || given.ambiguous || in_doubt {
+            return Ok(given.reply.succeeded);
+        }
+        let key = core.keys.item(&item.place);
+        let put =
+            Txn::new().compare(Compare::missing(key.clone())).success(Op::put(key, item.kv.value.clone()));
+        core.transact(put, Repeat::Never).await.map(|answer| answer.reply.succeeded)
+    };
+    match saved.await {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(place = ?item.place, "an item may have gone with its session"),
+        Err::<_, Error>(error) => {
+            tracing::warn!(%error, place = ?item.place, "an item may have gone with its session");
+        }
+    }
+}

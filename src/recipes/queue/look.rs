@@ -1,0 +1,112 @@
+//! Looking for the first item that nobody has in hand, with as little reading as that takes.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use super::keys::{Head, Keys};
+use crate::key::prefix_end;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
+use crate::txn::{Op, TxnReply};
+use pb::range_request::{SortOrder, SortTarget};
+
+/// What is read in a look: claims, the count of those who wait, and the first items.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Look {
+    /// How many items are read: one more than are in hand will do.
+    limit: i64,
+    /// Where places begin with a priority, the one whose items are read by age; empty for none yet.
+    level: Option<Bytes>,
+}
+
+/// What was seen.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// The first item that nobody has in hand.
+    pub(super) head: Option<Head>,
+    /// The look did not reach far enough to tell: this one does.
+    pub(super) more: Option<Look>,
+    pub(super) claims: usize,
+    pub(super) waiting: i64,
+    pub(super) revision: i64,
+}
+
+impl Looked {
+    /// An item that an event told of.
+    pub(super) fn at(head: Head) -> Self {
+        let revision = head.mod_revision;
+        Self { head: Some(head), more: None, claims: 0, waiting: 0, revision }
+    }
+}
+
+impl Look {
+    pub(super) fn new(level: Option<Bytes>, claims: usize) -> Self {
+        Self { limit: limit(claims), level }
+    }
+
+    pub(super) fn ops(&self, keys: &Keys) -> Vec<Op> {
+        let all = |prefix: &Bytes| pb::RangeRequest {
+            key: prefix.clone(),
+            range_end: prefix_end(prefix),
+            keys_only: true,
+            ..Default::default()
+        };
+        let by_age = |prefix: &Bytes| pb::RangeRequest {
+            limit: self.limit,
+            sort_order: SortOrder::Ascend.into(),
+            sort_target: SortTarget::Create.into(),
+            ..all(prefix)
+        };
+        let waiting = Bytes::from([&keys.waiting[..], b"/"].concat());
+        let waiting = pb::RangeRequest { count_only: true, keys_only: false, ..all(&waiting) };
+        let mut ranges = vec![all(&keys.claims), waiting];
+        match &self.level {
+            None => ranges.push(by_age(&keys.items)),
+            Some(level) => {
+                // In the order of the keys: the server reads no more of them than it gives.
+                ranges.push(pb::RangeRequest { limit: self.limit, ..all(&keys.items) });
+                if !level.is_empty() {
+                    ranges.push(by_age(&keys.item(level)));
+                }
+            }
+        }
+        ranges.into_iter().map(Op::from).collect()
+    }
+
+    /// Reads the answers of a transaction from the one at `from` on. None where they are not there.
+    pub(super) fn read(&self, keys: &Keys, reply: &TxnReply, from: usize) -> Option<Looked> {
+        let claimed: HashSet<&[u8]> =
+            reply.kvs(from)?.iter().filter_map(|kv| kv.key.strip_prefix(&keys.claims[..])).collect();
+        let free = |kvs: &[KeyValue]| {
+            kvs.iter().filter_map(|kv| keys.head(kv)).find(|head| !claimed.contains(&head.place[..]))
+        };
+        let claims = claimed.len();
+        let further = |level| Some(Look { limit: limit(claims).max(self.limit), level });
+        let first = reply.ranged(from + 2)?;
+        let (mut head, mut more) = (free(&first.kvs), None);
+        match (&head, &self.level) {
+            // All that were read are in hand, and there are others.
+            (None, level) if first.more => more = further(level.clone()),
+            (Some(first), Some(level)) => {
+                let urgent = first.level();
+                if *level != urgent {
+                    (head, more) = (None, further(Some(urgent)));
+                } else {
+                    let oldest = reply.ranged(from + 3)?;
+                    head = free(&oldest.kvs);
+                    if head.is_none() {
+                        more = further(Some(urgent));
+                    }
+                }
+            }
+            _ => {}
+        }
+        let waiting = reply.ranged(from + 1)?.count;
+        Some(Looked { head, more, claims, waiting, revision: reply.header.revision })
+    }
+}
+
+fn limit(claims: usize) -> i64 {
+    i64::try_from(claims).unwrap_or(i64::MAX - 1) + 1
+}

@@ -1,0 +1,127 @@
+//! Acknowledgements that get no answer, on the fake and its paused clock.
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::{LostReason, Op, Outcome};
+use tokio::time::timeout;
+
+use super::faults::{S, count, deletes, puts, session, until, until_clean};
+use super::{queue, text};
+
+#[tokio::test(start_paused = true)]
+async fn the_reply_of_an_acknowledgement_is_lost() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let queue = queue(&session, "q");
+    for (n, lost) in [LoseReply::Error, LoseReply::Hang].into_iter().enumerate() {
+        queue.enqueue("item").await.unwrap();
+        let job = queue.take().await.unwrap();
+        let fault = fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::lose_reply_by(lost.clone()));
+        let before = fake.revision();
+        job.ack_with([Op::put("data", n.to_string())]).await.unwrap();
+        assert_eq!((fault.hits(), fake.revision()), (1, before + 1));
+        until_clean(&fake).await;
+
+        queue.enqueue("item").await.unwrap();
+        let fault = fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::lose_reply_by(lost));
+        queue.take().await.unwrap().nack().await.unwrap();
+        assert_eq!(fault.hits(), 1);
+        let again = queue.take().await.unwrap();
+        assert_eq!(again.deliveries(), 2);
+        again.ack().await.unwrap();
+        until_clean(&fake).await;
+    }
+}
+
+/// The server is away for longer than anybody waits: the acknowledgement is made when it is back.
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_fails_goes_on_in_the_background() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let queue = queue(&session, "q");
+    for lost in [Do::lose_reply(), Do::cut()] {
+        queue.enqueue("item").await.unwrap();
+        let job = queue.take().await.unwrap();
+        let down = fake.fault(On::rpc(Rpc::Txn), lost);
+        let error = job.ack().await.unwrap_err();
+        assert!(error.lost_reason().is_none(), "{error}");
+        down.remove();
+        until_clean(&fake).await;
+        assert!(session.is_valid());
+    }
+}
+
+/// The acknowledgement is cut off before it is applied, the lease revoked behind the worker's back, and another
+/// worker done with the item when the repeated one arrives: the first must not believe that it was its own.
+#[tokio::test(start_paused = true)]
+async fn anothers_acknowledgement_is_not_taken_for_ones_own() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (late, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    let job = late.take().await.unwrap();
+    let vanishes = fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes).once(), Do::vanish());
+    let silent = fake.fault(On::response(Rpc::LeaseKeepAlive).client("a"), Do::vanish());
+    let acking = tokio::spawn(job.ack());
+    until(&fake, |_| vanishes.hits() == 1).await;
+    fake.revoke_lease(a.lease());
+    other.take().await.unwrap().ack().await.unwrap();
+    let error = acking.await.unwrap().unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert_eq!(error.lost_reason(), Some(LostReason::Revoked));
+    silent.remove();
+}
+
+/// The same when it was applied: then the session ends, and all that can be said is that nobody knows.
+#[tokio::test(start_paused = true)]
+async fn the_session_ends_while_an_acknowledgement_is_under_way() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    queue(&b, "q").enqueue("item").await.unwrap();
+    let job = queue(&a, "q").take().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::lose_reply_by(LoseReply::Hang));
+    let acking = tokio::spawn(job.ack());
+    until(&fake, |fake| count(fake, "items") == 0).await;
+    a.close().await.unwrap();
+    let error = acking.await.unwrap().unwrap_err();
+    assert_eq!((error.lost_reason(), error.outcome()), (Some(LostReason::Closed), Outcome::Unknown));
+    assert!(queue(&b, "q").try_take().await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reply_of_a_take_on_loan_is_lost() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let queue = queue(&session, "q");
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        queue.enqueue("item").await.unwrap();
+        fake.fault(On::rpc(Rpc::Txn).matching(puts("claims")).once(), Do::lose_reply_by(lost));
+        let job = queue.take().await.unwrap();
+        assert_eq!((text(job.value()), job.deliveries()), ("item".into(), 1));
+        let claim = fake.snapshot().get(job.key()).unwrap().clone();
+        assert_eq!((claim.create_revision, claim.lease), (job.token(), session.lease()));
+        job.ack().await.unwrap();
+        until_clean(&fake).await;
+    }
+}
+
+/// A partitioned worker: its item is delivered again once the server has ended its lease, and it knows before.
+#[tokio::test(start_paused = true)]
+async fn a_partitioned_worker_knows_before_another_has_its_item() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    queue(&a, "q").enqueue("item").await.unwrap();
+    let job = queue(&a, "q").take().await.unwrap();
+    let again = tokio::spawn({
+        let queue = queue(&b, "q");
+        async move { (queue.take().await, tokio::time::Instant::now()) }
+    });
+    until(&fake, |fake| count(fake, "waiting") == 1).await;
+    fake.partition("a");
+    assert_eq!(job.lost().await, LostReason::Expired);
+    let lost = tokio::time::Instant::now();
+    let error = job.ack().await.unwrap_err();
+    assert_eq!((error.lost_reason(), lost.elapsed()), (Some(LostReason::Expired), S(0)));
+    let (job, taken) = timeout(S(120), again).await.unwrap().unwrap();
+    assert_eq!(job.unwrap().deliveries(), 2);
+    assert!(taken > lost);
+}

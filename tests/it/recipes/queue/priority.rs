@@ -1,0 +1,147 @@
+//! Queues in which the urgent come first.
+
+use etcd_concurrency::{ErrorKind, PriorityQueue, Session};
+
+use super::{session, text, until_empty};
+use crate::drops::{at_most, take_time};
+use crate::support::backend::on_every_backend;
+use crate::support::count::RpcCounter;
+use crate::support::poll::until;
+use crate::support::queue::{LONG, quiet, until_queue};
+
+fn queue(session: &Session, name: &str) -> PriorityQueue {
+    PriorityQueue::new(session, name).expect("a good name")
+}
+
+on_every_backend! {
+    async fn the_urgent_come_first_and_equals_in_their_order(backend: Backend) {
+        let (name, client) = (backend.key("q"), backend.client());
+        let (a, b) = (queue(&session(&client).await, &name), queue(&session(&client).await, &name));
+        let sent = [("g", u32::MAX), ("d", 10), ("e", 10), ("b", 9), ("a", 0), ("f", 10), ("c", 9)];
+        for (n, (value, priority)) in sent.into_iter().enumerate() {
+            (if n % 2 == 0 { &a } else { &b }).enqueue(value, priority).await.unwrap();
+        }
+        assert_eq!(b.peek().await.unwrap().map(text).as_deref(), Some("a"));
+        for (n, expected) in ["a", "b", "c", "d", "e", "f", "g"].into_iter().enumerate() {
+            assert_eq!(b.len().await.unwrap(), 7 - n as u64);
+            let item = if n % 2 == 0 { b.dequeue().await.unwrap() } else { a.try_dequeue().await.unwrap().unwrap() };
+            assert_eq!(text(item), expected);
+        }
+        assert!(a.is_empty().await.unwrap() && a.try_dequeue().await.unwrap().is_none());
+        until_empty(&client, &name).await;
+        let error = PriorityQueue::new(a.session(), "").unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "name", .. }), "{error}");
+    }
+
+    /// What is in hand is passed over, whole priorities of it too; what is given back is as urgent as before.
+    async fn what_is_given_back_is_as_urgent_as_before(backend: Backend) {
+        let (name, client) = (backend.key("q"), backend.client());
+        let (a, b) = (queue(&session(&client).await, &name), queue(&session(&client).await, &name));
+        for (value, priority) in [("1a", 1), ("1b", 1), ("2a", 2), ("3a", 3), ("3b", 3)] {
+            a.enqueue(value, priority).await.unwrap();
+        }
+        let (one_a, one_b, two) = (a.take().await.unwrap(), b.take().await.unwrap(), a.take().await.unwrap());
+        let three = b.take().await.unwrap();
+        assert_eq!([&one_a, &one_b, &two, &three].map(|job| text(job.value())), ["1a", "1b", "2a", "3a"]);
+        assert_eq!(b.peek().await.unwrap().map(text).as_deref(), Some("3b"));
+        one_b.nack().await.unwrap();
+        one_a.nack().await.unwrap();
+        for expected in ["1a", "1b", "3b"] {
+            let job = b.take().await.unwrap();
+            assert_eq!(text(job.value()), expected);
+            job.ack().await.unwrap();
+        }
+        two.ack().await.unwrap();
+        three.ack().await.unwrap();
+        until_empty(&client, &name).await;
+    }
+
+    /// One RPC more for a change of priority, none while it stays.
+    async fn what_it_costs(backend: Backend) {
+        let counter = RpcCounter::new();
+        let queue = queue(&session(&backend.client_with(counter.clone())).await, &backend.key("q"));
+        for (value, priority) in [("a", 1), ("b", 1), ("c", 2)] {
+            queue.enqueue(value, priority).await.unwrap();
+        }
+        for (value, cost) in [("a", 3), ("b", 2), ("c", 3)] {
+            counter.reset();
+            let job = queue.take().await.unwrap();
+            assert_eq!((text(job.value()), counter.unary_total()), (value.into(), cost), "{counter}");
+            job.ack().await.unwrap();
+            assert_eq!(counter.unary_total(), cost + 1, "{counter}");
+        }
+        quiet(&counter).await;
+    }
+
+    async fn a_waiting_consumer_is_woken(backend: Backend) {
+        let (name, client) = (backend.key("q"), backend.client());
+        let (a, b) = (queue(&session(&client).await, &name), queue(&session(&client).await, &name));
+        let waiting = tokio::spawn(async move { b.take().await });
+        until_queue(&client, &format!("{name}/waiting"), 1).await;
+        a.enqueue("item", 7).await.unwrap();
+        let job = waiting.await.unwrap().unwrap();
+        assert_eq!((text(job.value()), job.deliveries()), ("item".into(), 1));
+    }
+
+    async fn a_dead_letter_keeps_its_priority(backend: Backend) {
+        let (name, client) = (backend.key("q"), backend.client());
+        let queue = queue(&session(&client).await, &name).max_deliveries(1).unwrap();
+        queue.enqueue("urgent", 1).await.unwrap();
+        queue.enqueue("later", 2).await.unwrap();
+        queue.take().await.unwrap().nack().await.unwrap();
+        let letters = queue.dead_letters().await.unwrap();
+        assert_eq!((letters.len(), queue.len().await.unwrap()), (1, 1));
+        assert!(queue.requeue(&letters[0]).await.unwrap());
+        assert!(!queue.discard(&letters[0]).await.unwrap());
+        assert_eq!(text(queue.dequeue().await.unwrap()), "urgent");
+        assert_eq!(text(queue.dequeue().await.unwrap()), "later");
+    }
+
+    async fn a_dequeue_that_is_dropped_loses_nothing(backend: Backend) {
+        take_time(&backend);
+        let (name, client) = (backend.key("q"), backend.client());
+        let queue = queue(&session(&client).await, &name);
+        for (value, priority) in [("c", 3), ("a", 1), ("b", 1)] {
+            queue.enqueue(value, priority).await.unwrap();
+        }
+        for polls in 0..200 {
+            if let Some(item) = at_most(polls, queue.dequeue()).await {
+                assert_eq!(text(item.unwrap()), "a");
+                assert_eq!(text(queue.dequeue().await.unwrap()), "b");
+                return assert_eq!(text(queue.dequeue().await.unwrap()), "c");
+            }
+            until("given back", LONG, async || (queue.len().await.unwrap() == 3).then_some(())).await;
+            assert_eq!(queue.peek().await.unwrap().map(text).as_deref(), Some("a"));
+        }
+        panic!("never dequeued");
+    }
+
+    /// Sixty-four tasks on eight sessions: each item once, and each consumer alone finds the urgent first.
+    async fn many_tasks_get_each_item_once(backend: Backend) {
+        let (name, client) = (backend.key("q"), backend.client());
+        let mut tasks = Vec::new();
+        for s in 0..8u32 {
+            let queue = queue(&session(&backend.client()).await, &name);
+            for t in 0..8u32 {
+                let queue = queue.clone();
+                tasks.push(tokio::spawn(async move {
+                    let mut got = Vec::new();
+                    for n in 0..3 {
+                        queue.enqueue(format!("{s}/{t}/{n}"), (s + t + n) % 5).await.unwrap();
+                        got.push(text(queue.dequeue().await.unwrap()));
+                    }
+                    got
+                }));
+            }
+        }
+        let mut all = Vec::new();
+        for task in tasks {
+            all.extend(task.await.unwrap());
+        }
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!((count, all.len()), (192, 192));
+        until_empty(&client, &name).await;
+    }
+}
