@@ -6,7 +6,6 @@
 mod wire;
 
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +17,7 @@ use fastrand::Rng;
 use prost::Message;
 
 use self::wire::{PATHS, send};
+use crate::support::env;
 
 #[tokio::test(start_paused = true)]
 async fn nothing_that_is_sent_stops_the_fake() {
@@ -135,9 +135,4 @@ fn txn(key: Bytes, rng: &mut Rng, depth: u32) -> pb::TxnRequest {
         request.success.push(pb::RequestOp { request: Some(inner) });
     }
     request
-}
-
-fn env<T: FromStr>(name: &str) -> Option<T> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }

@@ -22,12 +22,12 @@ mod ties;
 mod token;
 mod users;
 
-use std::str::FromStr;
 use std::time::Instant;
 
 use self::generate::{Generator, Profile};
 use self::op::Op;
 use self::run::{Difference, Pair};
+use crate::support::env;
 use crate::support::etcd::Version;
 
 /// So many seeds are under way at once: most of the time they wait for a server to catch a watcher up.
@@ -160,11 +160,6 @@ fn cut(text: &str) -> String {
 }
 
 const LONGEST: usize = 6000;
-
-fn env<T: FromStr>(name: &str) -> Option<T> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
-}
 
 fn version() -> Version {
     let wanted = std::env::var("DIFFERENTIAL_VERSION").unwrap_or_else(|_| "3.7".into());

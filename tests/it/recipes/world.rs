@@ -4,7 +4,6 @@
 //! A world that fails prints its seed; `RECIPES_SEED=<seed>` tries that one alone, `RECIPES_WORLDS=<n>` more of them.
 
 use std::future::Future;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 
 use crate::support::backend::Backend;
+pub(super) use crate::support::env;
 use crate::support::queue::LONG;
 
 pub(super) const CLIENTS: [&str; 3] = ["a", "b", "c"];
@@ -201,9 +201,4 @@ pub(super) async fn nothing_left(backend: &Backend, observer: &Client, prefix: &
 pub(super) async fn keys(observer: &Client, prefix: &str) -> usize {
     let read = etcd_concurrency::Txn::new().success(etcd_concurrency::Op::get_prefix(prefix.to_owned()));
     observer.txn(read).await.unwrap().kvs(0).unwrap().len()
-}
-
-pub(super) fn env<T: FromStr>(name: &str) -> Option<T> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
 }

@@ -4,7 +4,6 @@
 //! `BANK_SEED=x` replays a seed on the fake, `BANK_TRANSFERS=n` makes so many.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use etcd_concurrency::{Client, Error, Op, Outcome, Session, Stm, StmTxn, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::env;
 use crate::support::etcd::{Etcd, Version};
 use crate::support::proxy::Proxy;
 
@@ -174,11 +174,6 @@ async fn check(client: &Client, fates: Vec<(String, Fate)>) -> String {
     )
 }
 
-fn env<T: FromStr>(name: &str) -> Option<T> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is no number: {value}")))
-}
-
 #[tokio::test(start_paused = true)]
 async fn nothing_is_lost_or_done_twice() {
     let seed = env("BANK_SEED").unwrap_or_else(|| fastrand::u64(..) >> 16);
@@ -237,22 +232,23 @@ async fn nothing_is_lost_or_done_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a real etcd: `.ci/run servers` builds it"]
 async fn nothing_is_lost_or_done_twice_on_a_real_server() {
+    let transfers = env("BANK_TRANSFERS").unwrap_or(1_600) / WORKERS;
     for version in [Version::V3_4, Version::V3_7] {
         let etcd = Etcd::start(version).await;
         let observer = Client::connect(etcd.endpoint()).await.unwrap();
         start_bank(&observer).await;
         let mut workers = JoinSet::new();
         let mut proxies = Vec::new();
-        for worker in 0..8 {
+        for worker in 0..WORKERS {
             let proxy = Proxy::start(etcd.endpoint()).await;
             let client = Client::builder().endpoints(proxy.endpoint()).request_timeout(S(4));
             let client = client.connect().await.unwrap();
             proxies.push(Arc::new(proxy));
-            workers.spawn(work(client, worker, 100, fastrand::u64(..)));
+            workers.spawn(work(client, worker, transfers, fastrand::u64(..)));
         }
         let trouble = async {
             loop {
-                let proxy = fastrand::choice(&proxies).expect("one of eight").clone();
+                let proxy = fastrand::choice(&proxies).expect("one of them").clone();
                 match fastrand::u8(..3) {
                     0 => proxy.cut(),
                     _ => {
