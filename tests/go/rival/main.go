@@ -87,6 +87,10 @@ func compete() error {
 		return gate(client)
 	case "together":
 		return together(session)
+	case "readers":
+		return read(session)
+	case "writers":
+		return write(session)
 	}
 	return fmt.Errorf("-as=%s: what is that?", *as)
 }

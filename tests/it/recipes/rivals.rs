@@ -2,16 +2,18 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use etcd_concurrency::{Barrier, Client, DoubleBarrier};
+use etcd_concurrency::{Barrier, Client, DoubleBarrier, RwLock};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::etcd::{Etcd, Version};
 use crate::support::poll::until;
 use crate::support::queue::session;
-use crate::support::rival::{Order, Rival};
+use crate::support::rival::{Order, Rival, inside};
 
 const LONG: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 25;
+const TURNS: usize = 50;
 
 fn now() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
@@ -96,6 +98,69 @@ async fn in_one_round(version: Version) {
         assert!(of(0).max() <= of(1).min(), "somebody was in before all came");
         assert!(of(2).max() <= of(3).min(), "somebody was out before all went");
     }
+}
+
+/// Go's readers and writers and ours on one name: a writer's file and a reader's are never there at once.
+async fn under_one_lock(version: Version) {
+    let etcd = Etcd::start(version).await;
+    let scratch = etcd.dir().join("scratch");
+    let order = |role| Order {
+        role,
+        endpoints: etcd.endpoint(),
+        name: "lock",
+        acquisitions: TURNS,
+        scratch: &scratch,
+    };
+    let theirs: Vec<_> =
+        ["readers", "readers", "writers", "writers"].map(|role| Rival::start(order(role))).into();
+    let mut ours = JoinSet::new();
+    for n in 0..4 {
+        let (endpoint, scratch) = (etcd.endpoint().to_owned(), scratch.clone());
+        ours.spawn(async move {
+            let client = Client::connect(endpoint).await.unwrap();
+            let lock = RwLock::new(&session(&client).await, "lock").unwrap();
+            for turn in 0..TURNS {
+                if n % 2 == 0 {
+                    let guard = lock.read().await.unwrap();
+                    let own = scratch.with_file_name(format!("scratch.reader.{n}-{turn}"));
+                    std::fs::File::create_new(&own).unwrap();
+                    assert!(!scratch.exists(), "a reader beside a writer");
+                    std::fs::remove_file(&own).unwrap();
+                    guard.unlock().await.unwrap();
+                } else {
+                    let guard = lock.write().await.unwrap();
+                    let work = async {
+                        let all = std::fs::read_dir(scratch.parent().unwrap()).unwrap();
+                        let readers = all.filter(|entry| {
+                            let name = entry.as_ref().unwrap().file_name();
+                            name.to_string_lossy().starts_with("scratch.reader.")
+                        });
+                        assert_eq!(readers.count(), 0, "a writer beside readers");
+                    };
+                    inside(&scratch, guard.token(), guard.key(), work).await;
+                    guard.unlock().await.unwrap();
+                }
+            }
+        });
+    }
+    while let Some(done) = timeout(LONG, ours.join_next()).await.expect("nobody waits for ever") {
+        done.unwrap();
+    }
+    for theirs in theirs {
+        theirs.finish(LONG).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a real etcd and Go: `.ci/run servers` builds it"]
+async fn go_and_we_share_a_lock_on_etcd_3_7() {
+    under_one_lock(Version::V3_7).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a real etcd and Go: `.ci/run servers` builds it"]
+async fn go_and_we_share_a_lock_on_etcd_3_4() {
+    under_one_lock(Version::V3_4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
