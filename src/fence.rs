@@ -283,9 +283,9 @@ impl<'a> FencedTxn<'a> {
         // The fence's own failure must not be taken for that of the user's compares.
         let flat = self.txn.is_unconditional();
         let request = if flat { fenced(self.txn) } else { fenced(Txn::new()).success(Op::txn(self.txn)) };
-        let Inner { client, lease, .. } = &*self.fences[0].0;
-        let answer = client.transport().txn(request.into(), Repeat::Never).await;
-        let reply = TxnReply::try_from(lease.learn(answer)?.value)?;
+        // A lease that is not found is not the fence's: while its key stands, so does its lease.
+        let answer = self.fences[0].0.client.transport().txn(request.into(), Repeat::Never).await?;
+        let reply = TxnReply::try_from(answer.value)?;
         match reply.succeeded {
             false => {
                 if let [fence] = self.fences {

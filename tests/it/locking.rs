@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use etcd_concurrency::{Client, Compare, ErrorKind, LostReason, Mutex, MutexGuard, Op, Session, Txn};
+use etcd_concurrency::{
+    Client, Compare, ErrorKind, LostReason, Mutex, MutexGuard, Op, Outcome, Session, Txn,
+};
 use tokio::task::JoinHandle;
 
 use crate::support::backend::on_every_backend;
@@ -217,6 +219,18 @@ on_every_backend! {
         assert_eq!(*error.kind(), ErrorKind::Fenced);
         let read = client.txn(Txn::new().success(Op::get(data))).await.unwrap();
         assert_eq!(read.kvs(0).unwrap()[0].value, "1");
+    }
+
+    /// A fenced write that names a lease of somebody's that is gone was taken for the loss of the guard's own session.
+    async fn a_missing_lease_of_anothers_is_no_loss_of_ones_own(backend: Backend) {
+        let client = backend.client();
+        let session = session(&client).await;
+        let guard = mutex(&session, &backend.key("lock")).lock().await.unwrap();
+        let put = Op::put_with_lease(backend.key("data"), "1", 0x7777);
+        let error = guard.txn().success(put).commit().await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::LeaseNotFound, Outcome::NotApplied));
+        assert!(guard.is_valid() && session.is_valid());
+        guard.unlock().await.unwrap();
     }
 
     async fn a_waiter_whose_key_is_deleted_is_told(backend: Backend) {
