@@ -140,6 +140,12 @@ async fn take(kind: Kind, session: &Session, rng: &mut Rng) -> Result<(What, Gua
     })
 }
 
+/// Readers may be in as soon as the server knows, which is before we hear of it.
+async fn share(held: &Held, id: u64, writing: RwLockWriteGuard) -> Result<RwLockReadGuard> {
+    held.share(id);
+    writing.downgrade().await
+}
+
 /// Takes, holds, lets go, gives up, in all ways there are.
 async fn act(kind: Kind, client: Client, held: Held, mut rng: Rng) {
     let mut session: Option<Session> = None;
@@ -153,9 +159,8 @@ async fn act(kind: Kind, client: Client, held: Held, mut rng: Rng) {
         let id = held.enter(what, guard.fences());
         sleep(Duration::from_millis(rng.u64(0..2_000))).await;
         let guard = match guard {
-            Guard::Writing(writing) if rng.bool() => match writing.downgrade().await {
+            Guard::Writing(writing) if rng.bool() => match share(&held, id, writing).await {
                 Ok(reading) => {
-                    held.share(id);
                     sleep(Duration::from_millis(rng.u64(0..2_000))).await;
                     Guard::Reading(reading)
                 }
