@@ -446,6 +446,9 @@ impl Asking<'_> {
 }
 
 impl Look for Asking<'_> {
+    // One that holds a permit too many, after there are fewer, may stay while others make room.
+    const PAST_PREDECESSOR: bool = true;
+
     async fn look(&self, place: &Place) -> Result<Standing> {
         Ok(match self.older(place).await?.rank(self.permits) {
             Rank::In | Rank::First => Standing::First,

@@ -29,6 +29,9 @@ pub(crate) struct Line {
 pub(crate) trait Look {
     /// One RPC. An error where the place no longer is one.
     fn look(&self, place: &Place) -> impl Future<Output = Result<Standing>> + Send;
+
+    /// One's turn may come while the predecessor stays: whoever looks for itself then must look at more than that.
+    const PAST_PREDECESSOR: bool = false;
 }
 
 /// Who stands before a place.
@@ -133,9 +136,9 @@ impl Line {
         }
     }
 
-    async fn watch(
+    async fn watch<L: Look>(
         &self,
-        order: &impl Look,
+        order: &L,
         place: &mut Place,
         mut predecessor: Predecessor,
     ) -> Result<Standing> {
@@ -165,9 +168,12 @@ impl Line {
                 () = tokio::time::sleep_until(again) => {
                     // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
                     again = Instant::now() + second_look();
-                    match stands(place, &predecessor).await? {
-                        true => continue,
-                        false => return order.look(place).await,
+                    if !L::PAST_PREDECESSOR && stands(place, &predecessor).await? {
+                        continue;
+                    }
+                    match order.look(place).await? {
+                        Standing::Behind(seen) if seen.create_revision == predecessor.create_revision => continue,
+                        other => return Ok(other),
                     }
                 }
             };

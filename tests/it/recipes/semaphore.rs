@@ -238,6 +238,28 @@ async fn replies_that_are_lost_lose_nothing_else() {
     session.close().await.unwrap();
 }
 
+/// After there are fewer permits, the youngest holder has one too many and has not been told: who waits behind it looks
+/// for itself, and does not wait for that one to leave.
+#[tokio::test(start_paused = true)]
+async fn who_waits_behind_one_too_many_comes_in_by_and_by() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let semaphore = semaphore(&session, "s", 3);
+    let (one, two) = (semaphore.acquire().await.unwrap(), semaphore.acquire().await.unwrap());
+    let stays = semaphore.acquire().await.unwrap();
+    semaphore.resize(2).await.unwrap();
+    let waiting = tokio::spawn({
+        let semaphore = semaphore.clone();
+        async move { semaphore.acquire().await }
+    });
+    fake.until(|fake| queued(fake) == 4 && fake.watchers() == 2).await;
+    one.release().await.unwrap();
+    two.release().await.unwrap();
+    let came = tokio::time::timeout(std::time::Duration::from_secs(121), waiting).await;
+    came.expect("within two minutes").unwrap().unwrap().release().await.unwrap();
+    assert!(stays.is_valid());
+}
+
 /// The first in line loses its stream, and the revision that it would resume from is compacted.
 #[tokio::test(start_paused = true)]
 async fn the_first_in_line_survives_a_compaction() {
