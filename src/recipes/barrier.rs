@@ -9,6 +9,7 @@ use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::view::View;
+use crate::waitlist::checked;
 
 /// A gate on a name: while somebody holds it, all who come wait; once it is released, all go on. Go's recipe `Barrier`.
 ///
@@ -45,9 +46,7 @@ impl Barrier {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty name.
     pub fn new(session: &Session, name: impl AsRef<[u8]>) -> Result<Self> {
-        if name.as_ref().is_empty() {
-            return Err(Error::invalid("name", "it is empty"));
-        }
+        checked(name.as_ref())?;
         let key = Bytes::copy_from_slice(name.as_ref());
         Ok(Self { session: session.clone(), key, seen: Arc::default() })
     }

@@ -12,6 +12,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::waitlist::checked;
 use crate::watch::Watch;
 
 /// A number on a name, that any number of clients add to, each addition exactly once.
@@ -59,9 +60,7 @@ impl Counter {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty name.
     pub fn new(client: &Client, name: impl AsRef<[u8]>) -> Result<Self> {
-        if name.as_ref().is_empty() {
-            return Err(Error::invalid("name", "it is empty"));
-        }
+        checked(name.as_ref())?;
         let key = Bytes::copy_from_slice(name.as_ref());
         Ok(Self { client: client.clone(), key, seen: Arc::default() })
     }

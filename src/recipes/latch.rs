@@ -12,6 +12,7 @@ use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::view::View;
+use crate::waitlist::checked;
 
 /// A latch on a name: all who wait go on once it was counted down so many times, by whomever.
 ///
@@ -62,9 +63,7 @@ impl CountDownLatch {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty name, or a count of zero.
     pub fn new(session: &Session, name: impl AsRef<[u8]>, count: u32) -> Result<Self> {
-        if name.as_ref().is_empty() {
-            return Err(Error::invalid("name", "it is empty"));
-        }
+        checked(name.as_ref())?;
         if count == 0 {
             return Err(Error::invalid("count", "it is zero"));
         }

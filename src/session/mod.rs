@@ -3,7 +3,7 @@
 mod builder;
 pub(crate) mod cleanup;
 pub(crate) mod renew;
-mod settle;
+pub(crate) mod settle;
 
 use std::fmt;
 use std::sync::Arc;

@@ -85,5 +85,5 @@ impl Session {
 }
 
 /// Longer than a server keeps a request: 5 s and twice the election timeout, which is 1 s by default.
-const STRAGGLER: Duration = Duration::from_secs(12);
+pub(crate) const STRAGGLER: Duration = Duration::from_secs(12);
 const LONGEST_SETTLE: Duration = Duration::from_secs(600);

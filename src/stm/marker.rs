@@ -16,6 +16,7 @@ use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
+use crate::session::settle::STRAGGLER;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat, may_pass};
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -249,6 +250,3 @@ impl Drop for Mark {
         self.markers.slots().free.push(slot);
     }
 }
-
-/// Longer than a server keeps a request: 5 s and twice the election timeout, which is 1 s by default.
-const STRAGGLER: Duration = Duration::from_secs(12);

@@ -27,7 +27,7 @@ use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::waitlist::Waitlist;
+use crate::waitlist::{Waitlist, checked};
 use crate::watch::second_look;
 
 /// A queue, seen through a session.
@@ -70,9 +70,7 @@ enum Taken {
 
 impl Core {
     pub(super) fn new(session: &Session, name: &[u8], levels: bool) -> Result<Self> {
-        if name.is_empty() {
-            return Err(Error::invalid("name", "it is empty"));
-        }
+        checked(name)?;
         let keys = Arc::new(Keys::new(name));
         let list = Waitlist::new(session, &keys.waiting)?;
         let slips = Slips::new(session, &keys.senders);
