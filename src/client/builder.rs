@@ -89,6 +89,10 @@ impl ClientBuilder {
 
     /// A tower service that carries gRPC, in the place of endpoints. Connections, keep-alive pings and TLS are then
     /// up to the service.
+    ///
+    /// Over HTTP/2 of hyper, as a `tonic::transport::Channel` is, more than ten thousand watches or sessions want a
+    /// larger `initial_connection_window_size` than its 5 MiB (128 MiB is what connections to endpoints take): half of
+    /// it is what many small answers may cost before the connection is closed over them.
     pub fn service<S, B>(mut self, service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,

@@ -98,7 +98,12 @@ impl Listener {
     fn accept(&self, socket: TcpListener, shared: &Arc<Shared>) {
         let routes = Server::new(Arc::clone(shared), &self.client).routes();
         let incoming = Incoming { listener: socket, connections: self.connections.clone() };
-        let serving = tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(incoming);
+        let serving = tonic::transport::Server::builder()
+            // h2 closes a connection over half of this in the cost of unread small messages, which etcd's server
+            // does not count: ten thousand creates at once are no reason.
+            .initial_connection_window_size(128 << 20)
+            .add_routes(routes)
+            .serve_with_incoming(incoming);
         let task = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::warn!(%error, "the fake has stopped to listen");

@@ -83,8 +83,10 @@ fn local(status: &Status) -> (ErrorKind, Outcome) {
             // By definition before any of it was processed.
             return (ErrorKind::Disconnected, Outcome::NotApplied);
         }
-        if error.is_go_away() && error.is_library() {
-            // This side closed the connection, because of what the other side sent.
+        // This side closed the connection, because of what the other side sent; if that was only much, then another
+        // connection may do.
+        let much = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+        if error.is_go_away() && error.is_library() && !much {
             return (ErrorKind::Protocol { detail: format!("no HTTP/2: {error}") }, Outcome::Unknown);
         }
     }

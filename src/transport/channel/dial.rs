@@ -36,6 +36,13 @@ pub(crate) struct Dialer {
     check_timeout: Duration,
 }
 
+/// How much a connection may hold that nobody has read yet, in bytes.
+///
+/// h2 counts what unread small messages cost it, by the frame, and closes the connection over more than half of the
+/// window: 12,000 answers to creates at once are too many for the 5 MiB that hyper takes. A stream's own window of
+/// 2 MiB holds at most 100,000 of etcd's messages, which all have a header, so that here the sender waits instead.
+const CONNECTION_WINDOW: u32 = 128 << 20;
+
 impl Dialer {
     /// `endpoint` has its address and, where wanted, its TLS.
     pub(crate) fn new(name: &str, endpoint: Endpoint, options: &Options) -> Self {
@@ -44,7 +51,8 @@ impl Dialer {
         let endpoint = endpoint
             .http2_keep_alive_interval(options.keep_alive_interval)
             .keep_alive_timeout(options.keep_alive_timeout)
-            .keep_alive_while_idle(false);
+            .keep_alive_while_idle(false)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let tcp = (!name.starts_with("unix:")).then(|| Tcp::new(options));
         let check_timeout = options.connect_timeout + options.keep_alive_timeout;
         Self { name: name.into(), endpoint, tcp, check_timeout }
@@ -139,3 +147,6 @@ impl Service<Uri> for Tcp {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
