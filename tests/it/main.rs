@@ -17,6 +17,7 @@ mod election;
 mod faults;
 mod garbage;
 mod harness;
+mod hostile;
 mod house;
 mod locking;
 mod outages;
