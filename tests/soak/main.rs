@@ -2,7 +2,12 @@
 //!
 //! A hundredth of it by default. `SOAK=1 cargo test --release --test soak -- --nocapture` does all: a hundred thousand
 //! lock cycles, ten thousand sessions opened and lost, a million watch events, and says what it took.
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, reason = "a test that panics has said what it had to say")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test that panics has said what it had to say"
+)]
 
 use std::time::{Duration, Instant};
 

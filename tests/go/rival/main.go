@@ -7,7 +7,7 @@
 //
 // (the token is the create revision of its key, the times are Unix nanoseconds) and removes the
 // file. It exits with 3 if the file was there: somebody else was inside. A leader's term is a
-// critical section, see election.go.
+// critical section, see election.go. A holder (see holder.go) has no scratch file and goes on over all trouble.
 package main
 
 import (
@@ -31,13 +31,14 @@ const exitOverlap = 3
 var errOverlap = errors.New("somebody else is inside")
 
 var (
-	as        = flag.String("as", "mutex", "mutex, candidate, observer, gate or together")
+	as        = flag.String("as", "mutex", "mutex, candidate, observer, gate, together, readers, writers or holder")
 	endpoints = flag.String("endpoints", "", "etcd's endpoints, with commas between")
 	name      = flag.String("name", "", "the lock's name, or the election's")
 	n         = flag.Int("n", 1, "how often to take it")
 	scratch   = flag.String("scratch", "", "the file that exists only inside the critical section")
 	ttl       = flag.Int("ttl", 10, "the session's TTL in seconds")
 	work      = flag.Duration("work", 0, "how long to stay inside, beside the file's making")
+	look      = flag.Duration("look", 10*time.Millisecond, "how often a holder asks whether it still is one")
 	limit     = flag.Duration("limit", 5*time.Minute, "when to give up altogether")
 )
 
@@ -70,6 +71,9 @@ func compete() error {
 	}
 	defer client.Close()
 
+	if *as == "holder" {
+		return hold(ctx, client)
+	}
 	session, err := concurrency.NewSession(client, concurrency.WithTTL(*ttl))
 	if err != nil {
 		return fmt.Errorf("session: %w", err)

@@ -80,7 +80,8 @@ impl Etcd {
     async fn start_members(version: Version, size: usize, args: &[&str]) -> Vec<Etcd> {
         let mut failure = String::new();
         for _ in 0..TRIES {
-            let members = launch(version, size, args);
+            let peers: Vec<Peer> = (0..size).map(|_| Peer::direct()).collect();
+            let members = launch(version, &peers, args);
             let mut ready = Ok(());
             for member in &members {
                 ready = ready.and(member.ready().await.map(drop));
@@ -192,6 +193,15 @@ impl Cluster {
         Cluster { members: Etcd::start_members(version, size, &[]).await }
     }
 
+    /// Members that reach each other as they are told to: through what stands before their ports.
+    pub(crate) async fn start_behind(version: Version, peers: &[Peer]) -> Cluster {
+        let members = launch(version, peers, &[]);
+        for member in &members {
+            member.wait_ready().await;
+        }
+        Cluster { members }
+    }
+
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.endpoint.clone()).collect()
     }
@@ -214,19 +224,35 @@ impl Cluster {
     }
 }
 
-fn launch(version: Version, size: usize, args: &[&str]) -> Vec<Etcd> {
+/// Where a member listens to the others, and where they find it.
+pub(crate) struct Peer {
+    pub(crate) listens: String,
+    pub(crate) is_found: String,
+}
+
+impl Peer {
+    fn direct() -> Peer {
+        let listens = url(port::free());
+        Peer { is_found: listens.clone(), listens }
+    }
+}
+
+/// `http://127.0.0.1:…`
+pub(crate) fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+fn launch(version: Version, peers: &[Peer], args: &[&str]) -> Vec<Etcd> {
     let binary = version.binary();
     assert!(
         binary.is_file(),
         "no etcd {version} at {}: `.ci/run servers` builds it, or ETCD_BIN_DIR names its folder",
         binary.display()
     );
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
-    let peers: Vec<String> = (0..size).map(|_| url(port::free())).collect();
-    let cluster: Vec<String> = peers.iter().enumerate().map(|(i, peer)| format!("m{i}={peer}")).collect();
-    let cluster = cluster.join(",");
+    let cluster = peers.iter().enumerate().map(|(i, peer)| format!("m{i}={}", peer.is_found));
+    let cluster = cluster.collect::<Vec<_>>().join(",");
 
-    let start = |(i, peer): (usize, &String)| {
+    let start = |(i, peer): (usize, &Peer)| {
         let endpoint = url(port::free());
         let dir = Supervisor::new_dir(&format!("etcd-{version}"));
         let data = dir.join("data").display().to_string();
@@ -237,8 +263,8 @@ fn launch(version: Version, size: usize, args: &[&str]) -> Vec<Etcd> {
             "--data-dir", &data,
             "--listen-client-urls", &endpoint,
             "--advertise-client-urls", &endpoint,
-            "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer,
+            "--listen-peer-urls", &peer.listens,
+            "--initial-advertise-peer-urls", &peer.is_found,
             "--initial-cluster", &cluster,
         ];
         let binary = binary.display().to_string();

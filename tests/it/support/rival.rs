@@ -79,6 +79,29 @@ impl Rival {
     }
 }
 
+/// A Go process that takes a lock again and again, over all trouble, holds it for a while as long as its session says
+/// that it lives, and prints what it believed: see `tests/go/rival/holder.go`.
+pub(crate) fn holder(
+    endpoints: &str,
+    name: &str,
+    ttl: Duration,
+    hold: Duration,
+    look: Duration,
+) -> Supervisor {
+    let command = [
+        program().display().to_string(),
+        "-as=holder".into(),
+        format!("-endpoints={endpoints}"),
+        format!("-name={name}"),
+        "-scratch=none".into(),
+        format!("-ttl={}", ttl.as_secs()),
+        format!("-work={}ms", hold.as_millis()),
+        format!("-look={}ms", look.as_millis()),
+        "-limit=24h".into(),
+    ];
+    Supervisor::start(Supervisor::new_dir("holder"), command)
+}
+
 /// No two at once, and every holder's token above the one before. Panics with the two culprits.
 pub(crate) fn assert_exclusive(mut held: Vec<Held>) {
     held.sort_by_key(|held| held.entered);
