@@ -1,6 +1,8 @@
-//! Random senders and workers under random trouble, on the fake and its paused clock.
+//! Random senders and workers under random trouble, on the fake and its paused clock; with priorities, and without.
 //!
 //! `QUEUE_SEED=7` replays one seed, `QUEUE_SEEDS=1000` runs so many fresh ones.
+
+mod order;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,13 +10,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{FakeEtcd, FaultPlan, Trouble};
-use etcd_concurrency::{Client, Fence, Op, Outcome, Queue, Session};
+use etcd_concurrency::pb::mvccpb::Event;
+use etcd_concurrency::{Client, Fence, Job, Op, Outcome, PriorityQueue, Queue, Result, Session};
 use fastrand::Rng;
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use self::order::{Record, check_sends, check_takes};
 use super::text;
+use crate::support::env;
 
 const LENGTH: Duration = Duration::from_secs(30);
 const CLIENTS: [&str; 4] = ["a", "b", "c", "d"];
@@ -35,7 +40,62 @@ struct Known {
     may_be_lost: usize,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    ByAge,
+    ByPriority,
+}
+
+/// A queue of either kind.
+enum Either {
+    ByAge(Queue),
+    ByPriority(PriorityQueue),
+}
+
+/// The same of either kind.
+macro_rules! either {
+    ($queue:expr, $inner:ident => $does:expr) => {
+        match $queue {
+            Either::ByAge($inner) => $does,
+            Either::ByPriority($inner) => $does,
+        }
+    };
+}
+
+impl Either {
+    fn new(kind: Kind, session: &Session, name: &str) -> Either {
+        match kind {
+            Kind::ByAge => Either::ByAge(Queue::new(session, name).unwrap()),
+            Kind::ByPriority => Either::ByPriority(PriorityQueue::new(session, name).unwrap()),
+        }
+    }
+
+    async fn enqueue(&self, value: String, priority: u32) -> Result<()> {
+        match self {
+            Either::ByAge(queue) => queue.enqueue(value).await,
+            Either::ByPriority(queue) => queue.enqueue(value, priority).await,
+        }
+    }
+
+    async fn take(&self) -> Result<Job> {
+        either!(self, queue => queue.take().await)
+    }
+
+    async fn try_take(&self) -> Result<Option<Job>> {
+        either!(self, queue => queue.try_take().await)
+    }
+
+    async fn dequeue(&self) -> Result<String> {
+        either!(self, queue => queue.dequeue().await).map(text)
+    }
+
+    async fn try_dequeue(&self) -> Result<Option<String>> {
+        Ok(either!(self, queue => queue.try_dequeue().await)?.map(text))
+    }
+}
+
 struct Actor {
+    kind: Kind,
     client: Client,
     session: Session,
     random: Rng,
@@ -60,10 +120,10 @@ impl Actor {
     }
 
     /// The queue, through a session that is valid. None when it is time to stop.
-    async fn queue(&mut self, name: &str) -> Option<Queue> {
+    async fn queue(&mut self, name: &str) -> Option<Either> {
         while self.goes_on() {
             if self.session.is_valid() {
-                return Some(Queue::new(&self.session, name).unwrap());
+                return Some(Either::new(self.kind, &self.session, name));
             }
             match open(&self.client).await {
                 Ok(session) => self.session = session,
@@ -80,7 +140,8 @@ impl Actor {
             for _ in 0..self.random.usize(1..10) {
                 n += 1;
                 let value = format!("{who}-{n}");
-                let outcome = match timeout(self.patience(), queue.enqueue(value.clone())).await {
+                let (patience, priority) = (self.patience(), self.random.u32(0..3));
+                let outcome = match timeout(patience, queue.enqueue(value.clone(), priority)).await {
                     Ok(Ok(())) => Outcome::Applied,
                     Ok(Err(error)) => error.outcome(),
                     Err(_) => Outcome::Unknown,
@@ -146,7 +207,7 @@ impl Actor {
             while self.session.is_valid() && self.goes_on() {
                 let patience = self.patience();
                 match timeout(patience, queue.dequeue()).await {
-                    Ok(Ok(item)) => self.known.borrow_mut().dequeued.push(text(item)),
+                    Ok(Ok(item)) => self.known.borrow_mut().dequeued.push(item),
                     Ok(Err(_)) | Err(_) => in_vain += 1,
                 }
                 self.pause(300).await;
@@ -163,7 +224,7 @@ fn done(value: &str, token: i64) -> Op {
     Op::put(format!("done/{value}/{token}"), "")
 }
 
-async fn open(client: &Client) -> etcd_concurrency::Result<Session> {
+async fn open(client: &Client) -> Result<Session> {
     Session::builder(client).ttl(Duration::from_secs(5)).open().await
 }
 
@@ -172,9 +233,10 @@ fn keys(fake: &FakeEtcd, prefix: &str) -> Vec<String> {
     snapshot.keys.iter().filter(|kv| kv.key.starts_with(prefix.as_bytes())).map(|kv| text(&kv.key)).collect()
 }
 
-async fn play(seed: u64) {
+async fn play(seed: u64, kind: Kind) {
     fastrand::seed(seed);
     let fake = FakeEtcd::builder().seed(seed).start();
+    let record = Record::start(&fake).await;
     let mut random = Rng::with_seed(seed);
     let known = Rc::new(RefCell::new(Known::default()));
     let plan = FaultPlan::drawn(seed, &CLIENTS, LENGTH);
@@ -187,6 +249,7 @@ async fn play(seed: u64) {
         for _ in 0..2 {
             let session = open(&client).await.unwrap();
             let mut actor = || Actor {
+                kind,
                 client: client.clone(),
                 session: session.clone(),
                 random: random.fork(),
@@ -215,18 +278,30 @@ async fn play(seed: u64) {
     // The dust settles: stragglers arrive, leases of lost sessions end. Then one looks at what is left, undisturbed.
     sleep(Duration::from_secs(60)).await;
     let judge = open(&fake.client_for("judge")).await.unwrap();
-    let jobs = Queue::new(&judge, "jobs").unwrap();
+    let jobs = Either::new(kind, &judge, "jobs");
     while let Some(job) = jobs.try_take().await.unwrap() {
         let (value, token) = (text(job.value()), job.token());
         job.ack_with([done(&value, token)]).await.unwrap();
         known.borrow_mut().acknowledged.insert((value, token));
     }
-    let items = Queue::new(&judge, "items").unwrap();
+    let items = Either::new(kind, &judge, "items");
     while let Some(item) = items.try_dequeue().await.unwrap() {
-        known.borrow_mut().dequeued.push(text(item));
+        known.borrow_mut().dequeued.push(item);
     }
     judge.close().await.unwrap();
     verdict(&fake, &known.borrow(), &plan);
+    match record.up_to(fake.revision()).await {
+        Some(events) => in_order(&events, &known.borrow()),
+        None => println!("the record broke: the order is not known"),
+    }
+}
+
+fn in_order(events: &[Event], known: &Known) {
+    for name in ["jobs", "items"] {
+        let (sent, taken) = (check_sends(events, name, &known.sent), check_takes(events, name));
+        assert!(sent > 0 && taken > 0, "nothing happened on {name}");
+        println!("{name}: {sent} sent, {taken} taken, in order");
+    }
 }
 
 fn verdict(fake: &FakeEtcd, known: &Known, plan: &FaultPlan) {
@@ -269,19 +344,27 @@ fn verdict(fake: &FakeEtcd, known: &Known, plan: &FaultPlan) {
     println!("{} sent, {} out, {} of {} lost", known.sent.len(), out.len(), items.len(), known.may_be_lost);
 }
 
-#[test]
-fn none_is_lost_and_none_is_done_twice() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let seeds = match (number("QUEUE_SEED"), number("QUEUE_SEEDS")) {
+fn check(kind: Kind) {
+    let seeds = match (env("QUEUE_SEED"), env("QUEUE_SEEDS")) {
         (Some(seed), _) => vec![seed],
         (None, Some(count)) => (0..count).map(|_| fastrand::u64(..)).collect(),
         (None, None) => (0..3).chain([fastrand::u64(..)]).collect(),
     };
     for seed in seeds {
-        println!("QUEUE_SEED={seed}");
+        println!("{kind:?}: QUEUE_SEED={seed}");
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let limit = Duration::from_secs(3600);
-        let played = LocalSet::new().block_on(&runtime, async { timeout(limit, play(seed)).await });
+        let played = LocalSet::new().block_on(&runtime, async { timeout(limit, play(seed, kind)).await });
         assert!(played.is_ok(), "not done within an hour of the fake's time");
     }
+}
+
+#[test]
+fn none_is_lost_and_none_is_done_twice_by_age() {
+    check(Kind::ByAge);
+}
+
+#[test]
+fn none_is_lost_and_none_is_done_twice_by_priority() {
+    check(Kind::ByPriority);
 }
