@@ -300,6 +300,10 @@ impl Core {
         match (ours, found(&reply, kvs)?.first()) {
             (Some(claimed_at), Some(kv)) => {
                 let returns = found(&reply, kvs + 1)?.first().map_or(0, read_returns);
+                if take == Take::Lend {
+                    // One more in hand than the look saw: the next one reads over it at once.
+                    self.shared.claims.fetch_add(1, Ordering::Relaxed);
+                }
                 let item = Item { place: head.place, kv: kv.clone(), returns };
                 Ok(Taken::Held(Held::new(self, item, take, claimed_at)))
             }

@@ -1,6 +1,7 @@
 //! What the tests stand on: servers, networks that break, counters.
 #![allow(dead_code, reason = "a kit: not every tool is in use at every time")]
 
+pub(crate) mod answers;
 pub(crate) mod backend;
 pub(crate) mod count;
 pub(crate) mod etcd;

@@ -1,6 +1,7 @@
 //! Queues: on the fake and on every real version, from the same bodies.
 
 mod acks;
+mod backlog;
 mod drops;
 mod faults;
 mod herd;
