@@ -13,7 +13,7 @@ use crate::drops::{MANY, at_most, take_time, tasks};
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
-use crate::support::queue::{LONG, quiet, revoke, session};
+use crate::support::queue::{LONG, quiet, session};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -109,25 +109,6 @@ on_every_backend! {
         for (counter, _) in &counters {
             assert_eq!(counter.unary_total(), 8, "{counter}");
         }
-    }
-
-    async fn a_wait_ends_with_its_session(backend: Backend) {
-        let name = backend.key("gate");
-        let client = backend.client();
-        let (holder, waiter) = (session(&client).await, session(&client).await);
-        barrier(&holder, &name).hold().await.unwrap();
-        let gate = barrier(&waiter, &name);
-        let waiting = tokio::spawn(async move { gate.wait().await });
-        revoke(&client, waiter.lease()).await;
-        // Its lease's end is learnt of by the next keep-alive.
-        let error = timeout(S(40), waiting).await.unwrap().unwrap().unwrap_err();
-        assert_eq!(error.lost_reason(), Some(LostReason::Revoked), "{error}");
-        let waiter = session(&client).await;
-        let gate = barrier(&waiter, &name);
-        let waiting = tokio::spawn(async move { gate.wait().await });
-        waiter.close().await.unwrap();
-        assert_eq!(waiting.await.unwrap().unwrap_err().lost_reason(), Some(LostReason::Closed));
-        barrier(&holder, &name).release().await.unwrap();
     }
 
     async fn dropped_at_every_point(backend: Backend) {
@@ -245,54 +226,6 @@ async fn a_late_release_never_releases_a_later_hold() {
     assert_eq!(fake.snapshot().keys.len(), 1);
 }
 
-/// The stream breaks, the barrier is released, and that revision is compacted before the waiter is back. Go's returns
-/// success for any of it.
-#[test]
-fn a_wait_survives_cuts_and_compaction() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let fake = backend.fake().unwrap();
-        for (stall, compact) in [(false, false), (true, false), (false, true)] {
-            let (holder, waiter) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
-            let (gate, mine) = (barrier(&holder, "gate"), barrier(&waiter, "gate"));
-            gate.hold().await.unwrap();
-            let waiting = tokio::spawn(async move { mine.wait().await });
-            fake.until(|fake| fake.watchers() == 1).await;
-            tokio::time::sleep(S(1)).await;
-            let away = compact.then(|| fake.fault(On::open(Rpc::Watch).client("w"), Do::cut()));
-            if stall {
-                fake.stall_streams("w");
-            } else {
-                fake.cut_streams("w");
-            }
-            tokio::time::sleep(S(5)).await;
-            assert!(!waiting.is_finished(), "nobody released it");
-            gate.release().await.unwrap();
-            if let Some(away) = away {
-                fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
-                fake.compact(fake.revision()).unwrap();
-                away.remove();
-            }
-            timeout(S(60), waiting).await.unwrap().unwrap().unwrap();
-            fake.until(|fake| fake.watchers() == 0).await;
-        }
-    });
-}
-
-/// A release whose event an old server lost at the edge of a compaction: the waiter looks for itself, now and then.
-#[tokio::test(start_paused = true)]
-async fn a_lost_event_is_found_in_the_end() {
-    let fake = FakeEtcd::start();
-    let (holder, waiter) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
-    let (gate, mine) = (barrier(&holder, "gate"), barrier(&waiter, "gate"));
-    gate.hold().await.unwrap();
-    let waiting = tokio::spawn(async move { mine.wait().await });
-    fake.until(|fake| fake.watchers() == 1).await;
-    tokio::time::sleep(S(1)).await;
-    fake.fault(On::response(Rpc::Watch).client("w").once(), Do::vanish());
-    gate.release().await.unwrap();
-    timeout(S(130), waiting).await.unwrap().unwrap().unwrap();
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_refused_watch_is_no_open_barrier() {
     let fake = FakeEtcd::start();
@@ -303,28 +236,6 @@ async fn a_refused_watch_is_no_open_barrier() {
     fake.fault(On::open(Rpc::Watch), Do::fail(refused));
     let error = gate.wait().await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::PermissionDenied);
-}
-
-/// A thousand wait; one release, and no RPC by any of them.
-#[test]
-fn a_thousand_go_on_without_an_rpc() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let counter = RpcCounter::new();
-        let waiter = session(&backend.client_with(counter.clone())).await;
-        let holder = session(&backend.client()).await;
-        barrier(&holder, "gate").hold().await.unwrap();
-        counter.reset();
-        let mut waiting = JoinSet::new();
-        for _ in 0..1000 {
-            let gate = barrier(&waiter, "gate");
-            waiting.spawn(async move { gate.wait().await });
-        }
-        until("a thousand reads", LONG, async || (counter.unary_total() == 1000).then_some(())).await;
-        barrier(&holder, "gate").release().await.unwrap();
-        waiting.join_all().await.into_iter().for_each(|waited| waited.unwrap());
-        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
-        backend.fake().unwrap().until(|fake| fake.watchers() == 0).await;
-    });
 }
 
 /// Random holders, releasers and waiters, and everything that goes wrong. Whoever went on did so with the barrier open

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{CountDownLatch, ErrorKind, LostReason, Op, Outcome, Session, Txn};
+use etcd_concurrency::{CountDownLatch, ErrorKind, LostReason, Outcome, Session};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -205,53 +205,6 @@ async fn what_comes_late_is_of_no_other_round() {
     let lost = fake.fault(On::rpc(Rpc::Txn), Do::lose_reply());
     assert_eq!(mine.count_down().await.unwrap_err().outcome(), Outcome::Unknown);
     lost.remove();
-}
-
-#[test]
-fn a_wait_survives_cuts_and_compaction() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let fake = backend.fake().unwrap();
-        for (n, compact) in [false, true].into_iter().enumerate() {
-            let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-            let name = format!("latch{n}");
-            let (counting, waits) = (latch(&a, &name, 2), latch(&b, &name, 2));
-            let waiting = tokio::spawn(async move { waits.wait().await });
-            fake.until(|fake| fake.watchers() == 2).await;
-            sleep(S(1)).await;
-            counting.count_down().await.unwrap();
-            let away = fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
-            fake.cut_streams("b");
-            counting.count_down().await.unwrap();
-            if compact {
-                fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
-                fake.compact(fake.revision()).unwrap();
-            }
-            away.remove();
-            timeout(S(60), waiting).await.unwrap().unwrap().unwrap();
-            fake.until(|fake| fake.watchers() == 0).await;
-        }
-    });
-}
-
-/// A thousand wait; counting down costs them nothing.
-#[test]
-fn a_thousand_go_on_without_an_rpc() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let counter = RpcCounter::new();
-        let waiter = session(&backend.client_with(counter.clone())).await;
-        let counting = latch(&session(&backend.client()).await, "latch", 2);
-        counting.count_down().await.unwrap();
-        counter.reset();
-        let mut waiting = JoinSet::new();
-        for _ in 0..1000 {
-            let latch = latch(&waiter, "latch", 2);
-            waiting.spawn(async move { latch.wait().await });
-        }
-        until("a thousand reads", LONG, async || (counter.unary_total() == 1000).then_some(())).await;
-        counting.count_down().await.unwrap();
-        waiting.join_all().await.into_iter().for_each(|waited| waited.unwrap());
-        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
-    });
 }
 
 /// Who was let on was let on with the latch open; whoever was told that it counted did, once; and no more was counted

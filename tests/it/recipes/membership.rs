@@ -369,27 +369,6 @@ async fn one_that_remains_outlives_an_outage() {
     fake.until(|fake| fake.leases() == 0 && fake.snapshot().keys.is_empty()).await;
 }
 
-/// A thousand follow; one who joins costs none of them an RPC.
-#[test]
-fn a_thousand_are_told_without_an_rpc() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let counter = RpcCounter::new();
-        let watching = session(&backend.client_with(counter.clone())).await;
-        let mine = session(&backend.client()).await;
-        counter.reset();
-        let mut all: Vec<_> = (0..1000).map(|_| group(&watching, "group").changes()).collect();
-        for changes in &mut all {
-            assert_eq!(told(changes).await, "=");
-        }
-        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
-        let _member = group(&mine, "group").join("a").await.unwrap();
-        for changes in &mut all {
-            assert_eq!(told(changes).await, "+a");
-        }
-        assert_eq!((counter.unary_total(), counter.streams()), (1000, 1), "{counter}");
-    });
-}
-
 /// Members that join, speak, leave and are dropped, residents that stay, followers, and everything that goes wrong. In
 /// the end each follower's picture is the store's, the residents are there, and nobody else is.
 #[test]

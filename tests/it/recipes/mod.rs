@@ -4,6 +4,7 @@ mod barrier;
 mod counter;
 mod double_barrier;
 mod drops;
+mod herd;
 mod latch;
 mod membership;
 mod model;
@@ -13,6 +14,8 @@ mod rivals;
 mod rwlock;
 mod semaphore;
 mod sleepers;
+mod table;
+mod waits;
 mod world;
 
 use std::future::Future;

@@ -259,25 +259,3 @@ async fn who_waits_behind_one_too_many_comes_in_by_and_by() {
     came.expect("within two minutes").unwrap().unwrap().release().await.unwrap();
     assert!(stays.is_valid());
 }
-
-/// The first in line loses its stream, and the revision that it would resume from is compacted.
-#[tokio::test(start_paused = true)]
-async fn the_first_in_line_survives_a_compaction() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-    let held = semaphore(&a, "s", 1).acquire().await.unwrap();
-    let waiting = tokio::spawn({
-        let semaphore = semaphore(&b, "s", 1);
-        async move { semaphore.acquire().await }
-    });
-    fake.until(|fake| fake.watchers() == 2).await;
-    let away = fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
-    fake.cut_streams("b");
-    held.release().await.unwrap();
-    for n in 0..10 {
-        fake.client().txn(Txn::new().success(Op::put("noise", format!("{n}")))).await.unwrap();
-    }
-    fake.compact(fake.revision()).unwrap();
-    away.remove();
-    waiting.await.unwrap().unwrap().release().await.unwrap();
-}

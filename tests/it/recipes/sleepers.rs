@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::{
-    Barrier, Client, CountDownLatch, DoubleBarrier, LostReason, Membership, Result, Session,
-};
+use etcd_concurrency::{Client, LostReason, Result, Session};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+
+use super::table::{Doing, Got, Wait};
+use crate::support::count::RpcCounter;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -19,66 +20,47 @@ async fn session(client: &Client) -> Session {
 
 /// One of each wait, and what would end it.
 struct Waits {
-    waiting: Vec<JoinHandle<Result<()>>>,
-    gate: Barrier,
-    latch: CountDownLatch,
-    round: DoubleBarrier,
-    group: Membership,
+    waiting: Vec<(Wait, JoinHandle<Result<Got>>)>,
+    making_way: Vec<Doing>,
 }
 
 impl Waits {
-    async fn start(fake: &FakeEtcd, waiter: &Session) -> Waits {
+    async fn start(fake: &FakeEtcd, waiter: &Session, counter: &RpcCounter) -> Waits {
         let other = session(&fake.client_for("other")).await;
-        let gate = |session| Barrier::new(session, "gate").unwrap();
-        let latch = |session| CountDownLatch::new(session, "latch", 1).unwrap();
-        let round = |session| DoubleBarrier::new(session, "round", 2).unwrap();
-        let group = |session| Membership::new(session, "group").unwrap();
-        gate(&other).hold().await.unwrap();
-        let mut changes = group(waiter).changes();
-        changes.next().await.unwrap();
-        let (at_gate, at_latch, at_round) = (gate(waiter), latch(waiter), round(waiter));
-        let waiting = vec![
-            tokio::spawn(async move { at_gate.wait().await }),
-            tokio::spawn(async move { at_latch.wait().await }),
-            tokio::spawn(async move { at_round.enter().await.map(drop) }),
-            tokio::spawn(async move { changes.next().await.map(drop) }),
-        ];
-        // The gate's key, the latch's and its prefix, the round's two, the group.
-        fake.until(|fake| fake.watchers() == 6).await;
-        sleep(Duration::from_millis(100)).await;
-        assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
-        Waits {
-            waiting,
-            gate: gate(&other),
-            latch: latch(&other),
-            round: round(&other),
-            group: group(&other),
+        let mut waits = Waits { waiting: Vec::new(), making_way: Vec::new() };
+        for wait in Wait::ALL {
+            let name = format!("{wait:?}");
+            waits.making_way.push(wait.hold(&other, &name, 1).await.unwrap());
+            let waiting = wait.stand(waiter, counter, &fake.client(), &name, (1, 1)).await;
+            assert!(!waiting.is_finished(), "{wait:?}");
+            waits.waiting.push((wait, waiting));
+        }
+        waits
+    }
+
+    async fn end(&mut self) {
+        for making_way in self.making_way.drain(..) {
+            tokio::spawn(making_way);
         }
     }
 
-    async fn end(&self) {
-        self.gate.release().await.unwrap();
-        self.latch.count_down().await.unwrap();
-        let _ = timeout(Duration::from_millis(100), self.round.enter()).await;
-        drop(self.group.join("x").await.unwrap());
-    }
-
     async fn all_expired(self) {
-        for waiting in self.waiting {
-            let error = timeout(S(15), waiting).await.expect("at the deadline").unwrap().unwrap_err();
-            assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
+        for (wait, waiting) in self.waiting {
+            let waited = timeout(S(15), waiting).await.expect("at the deadline").unwrap();
+            let error = waited.err().unwrap_or_else(|| panic!("{wait:?} believed it"));
+            assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{wait:?}: {error}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_slept_believes_nothing() {
-    let (fake, slept) = (FakeEtcd::start(), Arc::new(AtomicU64::new(0)));
+    let (fake, slept, counter) = (FakeEtcd::start(), Arc::new(AtomicU64::new(0)), RpcCounter::new());
     let told = slept.clone();
-    let builder = Client::builder().service(fake.service_for("sleeper"));
+    let builder = Client::builder().service(fake.service_for("sleeper")).layer(counter.clone());
     let client = builder.suspended_time(move || S(told.load(Ordering::SeqCst))).connect().await.unwrap();
     let waiter = session(&client).await;
-    let waits = Waits::start(&fake, &waiter).await;
+    let mut waits = Waits::start(&fake, &waiter, &counter).await;
     slept.store(15, Ordering::SeqCst);
     waits.end().await;
     waits.all_expired().await;
@@ -86,9 +68,10 @@ async fn who_slept_believes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_cut_off_is_told_at_its_deadline() {
-    let fake = FakeEtcd::start();
-    let waiter = session(&fake.client_for("waiter")).await;
-    let waits = Waits::start(&fake, &waiter).await;
+    let (fake, counter) = (FakeEtcd::start(), RpcCounter::new());
+    let client = Client::builder().service(fake.service_for("waiter")).layer(counter.clone());
+    let waiter = session(&client.connect().await.unwrap()).await;
+    let mut waits = Waits::start(&fake, &waiter, &counter).await;
     fake.partition("waiter");
     waits.end().await;
     waits.all_expired().await;

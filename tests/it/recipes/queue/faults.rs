@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{Client, LostReason, Op, Outcome, Queue, Session, Txn};
+use etcd_concurrency::{Client, LostReason, Outcome, Queue, Session};
 use tokio::time::timeout;
 
 use super::{queue, text};
@@ -217,46 +217,6 @@ async fn an_item_on_its_way_is_saved_from_the_sessions_end() {
     items.sort();
     assert_eq!(items, ["first", "second"]);
     until_clean(&fake).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_consumers_stream_that_is_cut_or_silent_loses_no_item() {
-    for stall in [false, true] {
-        let fake = FakeEtcd::start();
-        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-        let (consumer, sender) = (queue(&a, "q"), queue(&b, "q"));
-        let waiting = tokio::spawn(async move { consumer.dequeue().await });
-        until(&fake, |fake| fake.watchers() == 1).await;
-        if stall {
-            fake.stall_streams("a")
-        } else {
-            fake.cut_streams("a")
-        }
-        sender.enqueue("item").await.unwrap();
-        let item = timeout(S(120), waiting).await.expect("the item is seen").unwrap().unwrap();
-        assert_eq!(text(item), "item");
-        until_clean(&fake).await;
-    }
-}
-
-/// The stream breaks, an item comes, and its revision is compacted before the consumer is back.
-#[tokio::test(start_paused = true)]
-async fn the_revision_that_a_consumer_would_resume_from_is_compacted() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-    let (consumer, sender) = (queue(&a, "q"), queue(&b, "q"));
-    let waiting = tokio::spawn(async move { consumer.dequeue().await });
-    until(&fake, |fake| fake.watchers() == 1).await;
-    let away = fake.fault(On::open(Rpc::Watch).client("a"), Do::cut());
-    fake.cut_streams("a");
-    sender.enqueue("item").await.unwrap();
-    for n in 0..10 {
-        fake.client().txn(Txn::new().success(Op::put("noise", n.to_string()))).await.unwrap();
-    }
-    fake.compact(fake.revision()).unwrap();
-    away.remove();
-    let item = timeout(S(10), waiting).await.expect("the queue is read instead").unwrap().unwrap();
-    assert_eq!(text(item), "item");
 }
 
 /// A race for each item: whoever loses one learns from the same answer what to try next.
