@@ -22,7 +22,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # Which part do I need?
+//! # Which one do I need?
 //! | I want to | use |
 //! |---|---|
 //! | be the only one who does something | [`Mutex::lock`], and inside it [`MutexGuard::run`] |
