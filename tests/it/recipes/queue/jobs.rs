@@ -1,8 +1,10 @@
 //! Items that are lent: acknowledged once, never lost.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use etcd_concurrency::{ErrorKind, Job, LostReason, Op, Queue, Session, Txn};
+use tokio_util::sync::CancellationToken;
 
 use super::{keys, queue, session, text, until_empty};
 use crate::support::backend::on_every_backend;
@@ -230,20 +232,24 @@ on_every_backend! {
         for n in 0..128 {
             sender.enqueue(n.to_string()).await.unwrap();
         }
+        let (left, over) = (Arc::new(AtomicUsize::new(128)), CancellationToken::new());
         let mut workers = Vec::new();
         for _ in 0..8 {
             let session = session(&backend.client()).await;
             for w in 0..8 {
-                let queue = queue(&session, &name);
+                let (queue, left, over) = (queue(&session, &name), left.clone(), over.clone());
                 workers.push(tokio::spawn(async move {
                     let mut done = Vec::new();
-                    while let Ok(job) = tokio::time::timeout(Duration::from_secs(2), queue.take()).await {
+                    while let Some(job) = over.run_until_cancelled(queue.take()).await {
                         let job = job.unwrap();
                         if w % 2 == 0 && job.deliveries() < 3 {
                             job.nack().await.unwrap();
                         } else {
                             done.push(text(job.value()));
                             job.ack().await.unwrap();
+                            if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                                over.cancel();
+                            }
                         }
                     }
                     done
