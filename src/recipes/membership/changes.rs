@@ -47,6 +47,21 @@ pub enum MemberChange {
 /// None is left out, and none told twice; but where the server has compacted what happened while the connection was
 /// broken, what is told is the difference: whoever came and went meanwhile is not mentioned, and of several updates the
 /// last is. An error is the last item.
+///
+/// ```
+/// # use etcd_concurrency::{MemberChange, MemberChanges, Membership, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// # let session = Session::open(&client).await?;
+/// let workers = Membership::new(&session, "workers")?;
+/// let mut changes: MemberChanges = workers.changes();
+/// assert_eq!(changes.next().await?, MemberChange::Present(vec![]));
+/// let me = workers.join("10.0.0.7:4000").await?;
+/// assert!(matches!(changes.next().await?, MemberChange::Joined(peer) if peer.metadata == "10.0.0.7:4000"));
+/// me.leave().await?;
+/// assert!(matches!(changes.next().await?, MemberChange::Left(_)));
+/// # Ok(()) }
+/// ```
 #[must_use = "a stream does nothing unless it is read"]
 pub struct MemberChanges {
     steps: Steps<Following>,
