@@ -133,8 +133,3 @@ fn options(server: &Server, task: &Task) -> Vec<String> {
     options.extend(task.shared.then(|| "--shared".into()));
     options
 }
-
-/// The files of the results, as they are named here.
-pub(crate) fn file(results: &Path, name: &str) -> std::path::PathBuf {
-    results.join(name)
-}

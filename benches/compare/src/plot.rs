@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::Result;
-use crate::drive::{Run, file};
+use crate::drive::Run;
 use crate::table::{Read, cpu_each, median, p50, per_second, values};
 use crate::works::{BARE, ETCD_CLIENT, GO, GO_PREFETCH, OURS, Work};
 
@@ -25,7 +25,7 @@ const COLOURS: [(&str, RGBColor); 5] = [
 
 pub(crate) fn plot(results: &Path, works: &[Work], runs: &[Run]) -> Result<()> {
     for (name, title, read) in PICTURES {
-        picture(&file(results, name), title, works, runs, read)?;
+        picture(&results.join(name), title, works, runs, read)?;
     }
     Ok(())
 }
@@ -44,12 +44,13 @@ fn picture(path: &Path, title: &str, works: &[Work], runs: &[Run], read: Read) -
     }
     let all = || rows.iter().flat_map(|(_, marks)| marks.iter().map(|mark| mark.1));
     let (least, most) = (all().fold(1.0, f64::min) / 1.3, all().fold(1.0, f64::max) * 1.3);
-    let height = 90 + 26 * rows.len() as u32;
+    let height = 110 + 26 * rows.len() as u32;
     let root = SVGBackend::new(path, (960, height)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
+        .caption(title, ("sans-serif", 18).into_font())
         .margin(10)
+        .margin_top(30)
         .x_label_area_size(30)
         .y_label_area_size(290)
         .build_cartesian_2d((least..most).log_scale(), 0..rows.len())?;
@@ -78,8 +79,8 @@ fn picture(path: &Path, title: &str, works: &[Work], runs: &[Run], read: Read) -
     }
     for (place, (peer, colour)) in COLOURS.into_iter().enumerate() {
         let x = 300 + 120 * place as i32;
-        root.draw(&Circle::new((x, 42), 5, colour.filled()))?;
-        root.draw(&Text::new(peer, (x + 10, 34), ("sans-serif", 14).into_font()))?;
+        root.draw(&Circle::new((x, 16), 5, colour.filled()))?;
+        root.draw(&Text::new(peer, (x + 10, 8), ("sans-serif", 14).into_font()))?;
     }
     root.present()?;
     Ok(())
