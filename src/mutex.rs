@@ -5,8 +5,9 @@ use bytes::Bytes;
 use crate::error::Result;
 #[cfg(doc)]
 use crate::fence::Fence;
+use crate::owned::{Owned, guard};
 use crate::session::Session;
-use crate::waitlist::{Place, Waitlist, guard};
+use crate::waitlist::Waitlist;
 
 /// A lock on a name, held by one session at a time, granted in the order of asking. Go's `concurrency.Mutex`.
 ///
@@ -63,7 +64,7 @@ impl Mutex {
     /// Dropping the future at any point gives up the place in the queue and leaves no key, watch or task behind: what
     /// is under way is settled in the background. The place in the queue is lost.
     pub async fn lock(&self) -> Result<MutexGuard> {
-        Ok(MutexGuard { place: self.list.enter(Bytes::new()).await? })
+        Ok(MutexGuard { owned: self.list.enter(Bytes::new()).await? })
     }
 
     /// Takes the lock if nobody holds it or waits for it: one RPC, and none where a task of this process has it. Leaves
@@ -75,7 +76,7 @@ impl Mutex {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<MutexGuard> {
-        Ok(MutexGuard { place: self.list.try_enter(Bytes::new()).await? })
+        Ok(MutexGuard { owned: self.list.try_enter(Bytes::new()).await? })
     }
 }
 
@@ -99,7 +100,7 @@ impl Mutex {
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the lock"]
 pub struct MutexGuard {
-    place: Place,
+    owned: Owned,
 }
 
 guard!(MutexGuard, unlock);

@@ -1,14 +1,17 @@
 //! Transactions, built without a client.
 
+mod ranges;
+mod reply;
+
 use bytes::Bytes;
 
-use crate::error::{Error, Outcome, Result};
 use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
-use crate::pb::mvccpb::KeyValue;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
-use pb::response_op::Response;
+pub(crate) use ranges::{by_age, by_youth, count};
+pub use reply::TxnReply;
+pub(crate) use reply::unexpected;
 
 /// A transaction: if all compares hold, the success operations are applied, otherwise the failure operations.
 ///
@@ -257,95 +260,6 @@ impl From<pb::PutRequest> for Op {
 impl From<pb::DeleteRangeRequest> for Op {
     fn from(request: pb::DeleteRangeRequest) -> Self {
         Self(Request::RequestDeleteRange(request))
-    }
-}
-
-/// What became of a transaction.
-///
-/// ```
-/// # use etcd_concurrency::{Op, Txn, fake::FakeEtcd};
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
-/// # let client = FakeEtcd::start().client();
-/// client.txn(Txn::new().success(Op::put("a/1", "x")).success(Op::put("a/2", "y"))).await?;
-/// let reply = client.txn(Txn::new().success(Op::get_prefix("a/")).success(Op::delete_prefix("b/"))).await?;
-/// assert_eq!(reply.kvs(0).map(|kvs| kvs.len()), Some(2));
-/// assert_eq!(reply.deleted(1), Some(0));
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct TxnReply {
-    /// Whether all compares held.
-    pub succeeded: bool,
-    /// The header; its revision is the transaction's where it wrote.
-    pub header: pb::ResponseHeader,
-    /// One answer for each operation that was applied, in their order.
-    pub responses: Vec<pb::ResponseOp>,
-}
-
-impl TxnReply {
-    /// What the operation at `index` read, if it was a read.
-    pub fn kvs(&self, index: usize) -> Option<&[KeyValue]> {
-        self.ranged(index).map(|range| &range.kvs[..])
-    }
-
-    /// How many keys the operation at `index` deleted, if it was a delete.
-    pub fn deleted(&self, index: usize) -> Option<i64> {
-        match self.responses.get(index)?.response.as_ref()? {
-            Response::ResponseDeleteRange(delete) => Some(delete.deleted),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn ranged(&self, index: usize) -> Option<&pb::RangeResponse> {
-        match self.responses.get(index)?.response.as_ref()? {
-            Response::ResponseRange(range) => Some(range),
-            _ => None,
-        }
-    }
-
-    /// Whether the transaction within this one, at `index`, succeeded; None where there is none.
-    pub(crate) fn inner_succeeded(&self, index: usize) -> Option<bool> {
-        match self.responses.get(index)?.response.as_ref()? {
-            Response::ResponseTxn(inner) => Some(inner.succeeded),
-            _ => None,
-        }
-    }
-
-    /// What the first operation of the transaction within this one, at `index`, read, if that was a read.
-    pub(crate) fn inner_kvs(&self, index: usize) -> Option<&[KeyValue]> {
-        match self.responses.get(index)?.response.as_ref()? {
-            Response::ResponseTxn(inner) => match inner.responses.first()?.response.as_ref()? {
-                Response::ResponseRange(range) => Some(&range.kvs),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// The answer of the transaction that was the only operation of this one.
-    pub(crate) fn inner(self) -> Result<Self> {
-        let header = self.header;
-        match self.responses.into_iter().next().and_then(|op| op.response) {
-            // An inner answer has a header of its own in name only.
-            Some(Response::ResponseTxn(inner)) => {
-                Ok(Self { succeeded: inner.succeeded, header, responses: inner.responses })
-            }
-            other => {
-                let detail = format!("a nested transaction was answered with {other:?}");
-                Err(Error::protocol(detail, Outcome::Applied).at("KV/Txn"))
-            }
-        }
-    }
-}
-
-impl TryFrom<pb::TxnResponse> for TxnReply {
-    type Error = Error;
-
-    fn try_from(response: pb::TxnResponse) -> Result<Self> {
-        let missing =
-            || Error::protocol("a transaction's answer without header", Outcome::Applied).at("KV/Txn");
-        let header = response.header.ok_or_else(missing)?;
-        Ok(Self { succeeded: response.succeeded, header, responses: response.responses })
     }
 }
 

@@ -5,9 +5,8 @@ use bytes::Bytes;
 use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{Error, ErrorKind};
-use crate::owned::Writes;
+use crate::owned::{Owned, guard};
 use crate::pb::etcdserverpb::ResponseHeader;
-use crate::waitlist::{Place, guard};
 
 /// An election that is won. Owned and `'static`: it may move to another task.
 ///
@@ -27,18 +26,16 @@ use crate::waitlist::{Place, guard};
 #[derive(Debug)]
 #[must_use = "dropping the leadership resigns"]
 pub struct Leadership {
-    place: Place,
-    writes: Writes,
+    owned: Owned,
 }
 
 impl Leadership {
-    pub(super) fn new(place: Place) -> Self {
-        let writes = Writes::new(place.fence());
-        Self { place, writes }
+    pub(super) fn new(owned: Owned) -> Self {
+        Self { owned }
     }
 
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    pub(super) fn owned(&self) -> &Owned {
+        &self.owned
     }
 
     /// Changes the leader's value, for all who observe. One RPC, which the server refuses once the leadership is gone. The
@@ -55,7 +52,7 @@ impl Leadership {
     /// # Cancel safety
     /// A proclamation whose future is dropped may have been made, or not; the next one is made after it.
     pub async fn proclaim(&self, value: impl Into<Bytes>) -> Result<ResponseHeader> {
-        self.writes.write(self.session(), self.fence(), value.into()).await
+        self.owned.write(value.into()).await
     }
 }
 

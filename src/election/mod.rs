@@ -11,10 +11,9 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::prefix_end;
-use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
+use crate::txn::by_age;
 use crate::waitlist::Waitlist;
 pub use leadership::Leadership;
 pub use observe::Observer;
@@ -220,7 +219,7 @@ impl Election {
         let mut terms = Terms::new(self, value.into());
         loop {
             let leadership = terms.next().await?;
-            match leadership.place().run(work(leadership.clone())).await {
+            match leadership.owned().run(work(leadership.clone())).await {
                 Ok(done) => {
                     terms.end().await;
                     return Ok(done);
@@ -246,7 +245,7 @@ impl Election {
         let mut terms = Terms::new(self, value.into());
         loop {
             let leadership = terms.next().await?;
-            match leadership.place().run_cooperative(|told| work(leadership.clone(), told)).await {
+            match leadership.owned().run_cooperative(|told| work(leadership.clone(), told)).await {
                 Ok(done) => {
                     terms.end().await;
                     return Ok(done);
@@ -262,14 +261,7 @@ impl Election {
     }
 
     async fn read(&self, limit: i64) -> Result<Vec<Candidate>> {
-        let request = pb::RangeRequest {
-            key: self.list.prefix().clone(),
-            range_end: prefix_end(self.list.prefix()),
-            limit,
-            sort_order: pb::range_request::SortOrder::Ascend.into(),
-            sort_target: pb::range_request::SortTarget::Create.into(),
-            ..Default::default()
-        };
+        let request = by_age(self.list.prefix(), limit);
         let range = self.session().client().transport().range(request).await?;
         Ok(range.kvs.into_iter().map(Candidate::from).collect())
     }

@@ -71,12 +71,7 @@ impl Barrier {
     pub async fn hold(&self) -> Result<()> {
         self.session.check()?;
         let holding = self.session.cleanup().finish(self.clone().put());
-        let hold = tokio::select! {
-            biased;
-            reason = self.session.lost() => return Err(reason.into()),
-            hold = holding => hold?,
-        };
-        self.saw(hold.keep());
+        self.saw(self.session.unless_lost(holding).await?.keep());
         Ok(())
     }
 
@@ -118,8 +113,7 @@ impl Barrier {
             .success(Op::put(self.key.clone(), mark.clone()))
             .failure(Op::get(self.key.clone()));
         // Twice is not once: between the two, somebody else may have released the first.
-        let answer = self.session.client().transport().txn(put.into(), Repeat::Never).await;
-        let error = match answer.and_then(|answer| TxnReply::try_from(answer.value)) {
+        let error = match self.session.transact(put, Repeat::Never).await.map(|answer| answer.value) {
             Ok(reply) if reply.succeeded => return Ok(Hold::new(self, mark, reply.header.revision)),
             Ok(reply) => return Err(self.held(&reply)),
             Err(error) => error,
@@ -127,12 +121,10 @@ impl Barrier {
         if error.outcome() == Outcome::NotApplied {
             return Err(error);
         }
-        let found = Txn::new().success(Op::get(self.key.clone()));
-        let answer = self.session.client().transport().txn(found.into(), Repeat::Read).await;
-        let reply = answer.ok().and_then(|answer| TxnReply::try_from(answer.value).ok());
+        let reply = self.session.read(Txn::new().success(Op::get(self.key.clone()))).await.ok();
         let ours = reply
             .as_ref()
-            .and_then(|reply| reply.kvs(0)?.first())
+            .and_then(|reply| reply.first(0))
             .filter(|kv| kv.value == mark)
             .map(|kv| kv.create_revision);
         match ours {
@@ -175,15 +167,15 @@ impl Barrier {
             .compare(Compare::create_revision(self.key.clone()).is(hold))
             .success(Op::delete(self.key.clone()))
             .failure(Op::get(self.key.clone()));
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await?;
-        let reply = TxnReply::try_from(answer.value)?;
-        let other = reply.kvs(0).unwrap_or_default().first().filter(|_| !reply.succeeded);
+        let answer = self.session.transact(txn, Repeat::Harmless).await?;
+        let reply = answer.value;
+        let other = reply.first(0).filter(|_| !reply.succeeded);
         Ok((other.map(|kv| kv.create_revision), answer.ambiguous))
     }
 
     /// The error for a barrier that is held already.
     fn held(&self, reply: &TxnReply) -> Error {
-        let since = reply.kvs(0).unwrap_or_default().first().map_or(0, |kv| kv.create_revision);
+        let since = reply.first(0).map_or(0, |kv| kv.create_revision);
         self.saw(since);
         let error = Error::new(ErrorKind::Locked, Outcome::NotApplied).at("KV/Txn");
         error.because(format!("the barrier {:?} is held since revision {since}", self.key))

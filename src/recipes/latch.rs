@@ -4,15 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use super::{below, not_zero};
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::{name_prefix, prefix_end};
-use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::txn::{Compare, Op, Txn, TxnReply, count, unexpected};
 use crate::view::View;
-use crate::waitlist::checked;
 
 /// A latch on a name: all who wait go on once it was counted down so many times, by whomever.
 ///
@@ -63,13 +61,8 @@ impl CountDownLatch {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an empty name, or a count of zero.
     pub fn new(session: &Session, name: impl AsRef<[u8]>, count: u32) -> Result<Self> {
-        checked(name.as_ref())?;
-        if count == 0 {
-            return Err(Error::invalid("count", "it is zero"));
-        }
-        let prefix = name_prefix(name.as_ref());
-        let below = |part: &[u8]| Bytes::from([&prefix[..], part].concat());
-        let (total, downs) = (below(b"count"), below(b"down/"));
+        not_zero("count", count)?;
+        let [total, downs] = below(name.as_ref(), ["count", "down/"])?;
         Ok(Self { session: session.clone(), total, downs, count, round: Arc::default() })
     }
 
@@ -139,9 +132,8 @@ impl CountDownLatch {
     /// Safe: it only reads.
     pub async fn count(&self) -> Result<u32> {
         let txn = Txn::new().success(Op::get(self.total.clone())).success(self.count_downs());
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
-        let reply = TxnReply::try_from(answer.value)?;
-        match reply.kvs(0).unwrap_or_default().first() {
+        let reply = self.session.read(txn).await?;
+        match reply.first(0) {
             None => Ok(self.count),
             Some(kv) => {
                 self.check(kv)?;
@@ -179,17 +171,16 @@ impl CountDownLatch {
                     .failure(self.count_downs())
                     .failure(Op::get(own.clone()));
             }
-            let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
+            let answer = self.session.transact(txn, Repeat::Harmless).await;
             let answer = answer.map_err(|error| unknown_if(ambiguous, error))?;
             ambiguous |= answer.ambiguous;
-            let reply = TxnReply::try_from(answer.value)?;
-            let found = || reply.kvs(1).unwrap_or_default().first();
+            let reply = answer.value;
             // What is counted in the transaction was counted before its put.
             let counted = match reply.succeeded {
                 true if round.open => Some(counted(&reply, 0)?),
                 true => Some(counted(&reply, 0)? + 1),
                 // An attempt before this one put it.
-                false => found().map(|_| counted(&reply, 0)).transpose()?,
+                false => reply.first(1).map(|_| counted(&reply, 0)).transpose()?,
             };
             if let Some(counted) = counted {
                 let left = self.left(counted);
@@ -212,9 +203,9 @@ impl CountDownLatch {
             .compare(Compare::mod_revision(self.total.clone()).is(round.began))
             .success(Op::delete_prefix(self.downs.clone()))
             .success(Op::put(self.total.clone(), self.value()));
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await;
+        let answer = self.session.transact(txn, Repeat::Harmless).await;
         *self.round() = None;
-        let reply = TxnReply::try_from(answer?.value)?;
+        let reply = answer?.value;
         if reply.succeeded {
             self.knows(Round { began: reply.header.revision, open: false });
         }
@@ -238,9 +229,8 @@ impl CountDownLatch {
             .success(Op::put(self.total.clone(), self.value()))
             .success(Op::delete_prefix(self.downs.clone()))
             .failure(Op::get(self.total.clone()));
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Harmless).await?;
-        let reply = TxnReply::try_from(answer.value)?;
-        let began = match reply.kvs(0).unwrap_or_default().first() {
+        let reply = self.session.transact(txn, Repeat::Harmless).await?.value;
+        let began = match reply.first(0) {
             _ if reply.succeeded => reply.header.revision,
             Some(kv) => {
                 self.check(kv)?;
@@ -270,8 +260,7 @@ impl CountDownLatch {
     }
 
     fn count_downs(&self) -> Op {
-        let range_end = prefix_end(&self.downs);
-        pb::RangeRequest { key: self.downs.clone(), range_end, count_only: true, ..Default::default() }.into()
+        count(&self.downs).into()
     }
 
     /// Of two rounds the later one is known.
@@ -288,14 +277,10 @@ impl CountDownLatch {
 }
 
 fn counted(reply: &TxnReply, index: usize) -> Result<i64> {
-    Ok(reply.ranged(index).ok_or_else(|| unexpected("the count-downs were not counted"))?.count)
+    Ok(reply.range(index)?.count)
 }
 
 /// What an earlier attempt did stays unknown, whatever became of this one.
 fn unknown_if(ambiguous: bool, error: Error) -> Error {
     if ambiguous { error.with_outcome(Outcome::Unknown) } else { error }
-}
-
-fn unexpected(detail: &str) -> Error {
-    Error::protocol(detail, Outcome::Unknown).at("KV/Txn")
 }

@@ -10,6 +10,11 @@ mod queue;
 mod rwlock;
 mod semaphore;
 
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::key::name_prefix;
+use crate::waitlist::checked;
 pub use barrier::Barrier;
 pub use counter::Counter;
 pub use double_barrier::{DoubleBarrier, Inside};
@@ -19,3 +24,13 @@ pub use multilock::{MultiLock, MultiLockGuard};
 pub use queue::{DeadLetter, Job, PriorityQueue, Queue};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use semaphore::{Semaphore, SemaphorePermit};
+
+/// Keys, and prefixes of keys, below a name.
+fn below<const N: usize>(name: &[u8], parts: [&str; N]) -> Result<[Bytes; N]> {
+    let prefix = name_prefix(checked(name)?);
+    Ok(parts.map(|part| Bytes::from([&prefix[..], part.as_bytes()].concat())))
+}
+
+fn not_zero(what: &'static str, number: u32) -> Result<()> {
+    if number == 0 { Err(Error::invalid(what, "it is zero")) } else { Ok(()) }
+}

@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, LostReason, Result};
 use crate::fence::{Fence, FencedTxn};
 use crate::key::{name_prefix, unique_key};
+use crate::owned::{Owned, Plan};
 use crate::pb::etcdserverpb::ResponseHeader;
 use crate::session::Session;
-use crate::waitlist::{Line, Place, Ticket, checked, enter, try_enter};
+use crate::waitlist::{Line, checked, enter, try_enter};
 
 /// Locks on several names, taken together.
 ///
@@ -82,8 +83,8 @@ impl MultiLock {
     /// Dropping the future at any point gives up all places and leaves no key, watch or task behind: what is under way
     /// is settled in the background.
     pub async fn lock(&self) -> Result<MultiLockGuard> {
-        let (ticket, lines) = self.ask();
-        Ok(MultiLockGuard { place: enter(ticket, &lines, Bytes::new()).await? })
+        let (plan, lines) = self.ask();
+        Ok(MultiLockGuard { owned: enter(plan, &lines).await? })
     }
 
     /// Takes the locks if nobody holds one of them or waits for it: one RPC. Leaves nothing behind when it fails.
@@ -94,15 +95,15 @@ impl MultiLock {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<MultiLockGuard> {
-        let (ticket, lines) = self.ask();
-        Ok(MultiLockGuard { place: try_enter(ticket, &lines, Bytes::new()).await? })
+        let (plan, lines) = self.ask();
+        Ok(MultiLockGuard { owned: try_enter(plan, &lines).await? })
     }
 
-    fn ask(&self) -> (Ticket, Vec<Line>) {
+    fn ask(&self) -> (Plan, Vec<Line>) {
         let lease = self.session.lease();
         let keys: Vec<_> = self.prefixes.iter().map(|prefix| unique_key(prefix, lease)).collect();
         let lines = self.prefixes.iter().zip(&keys).map(|(prefix, key)| Line::behind(prefix, key)).collect();
-        (Ticket::new(&self.session, keys), lines)
+        (Plan::of(&self.session, keys, Bytes::new()), lines)
     }
 }
 
@@ -124,28 +125,28 @@ impl MultiLock {
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the locks"]
 pub struct MultiLockGuard {
-    place: Place,
+    owned: Owned,
 }
 
 impl MultiLockGuard {
     /// The fencing token, the same for all of the names: for each of them greater than its holders' before.
     pub fn token(&self) -> i64 {
-        self.place.fence().token()
+        self.owned.fence().token()
     }
 
     /// What is held: one fence for each name, in the order of the names.
     pub fn fences(&self) -> &[Fence] {
-        self.place.fences()
+        self.owned.fences()
     }
 
     /// The session that the locks are held with.
     pub fn session(&self) -> &Session {
-        self.place.session()
+        self.owned.session()
     }
 
     /// The header of the answer that proved the locks to be ours.
     pub fn header(&self) -> &ResponseHeader {
-        self.place.header()
+        self.owned.header()
     }
 
     /// A transaction that the server commits only while all of the locks are held. It takes one compare for each.
@@ -155,7 +156,7 @@ impl MultiLockGuard {
 
     /// True while the session is valid and no key known to be gone. Reads the clock, not the network.
     pub fn is_valid(&self) -> bool {
-        self.place.check().is_ok()
+        self.owned.check().is_ok()
     }
 
     /// Resolves once one of the locks is lost, with the reason.
@@ -165,7 +166,7 @@ impl MultiLockGuard {
     /// # Cancel safety
     /// Safe: it only waits.
     pub async fn lost(&self) -> LostReason {
-        self.place.lost().await
+        self.owned.lost().await
     }
 
     /// As [`MutexGuard::run`](crate::MutexGuard::run).
@@ -176,7 +177,7 @@ impl MultiLockGuard {
     /// # Cancel safety
     /// As there.
     pub async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
-        self.place.run(work).await
+        self.owned.run(work).await
     }
 
     /// As [`MutexGuard::run_cooperative`](crate::MutexGuard::run_cooperative).
@@ -190,7 +191,7 @@ impl MultiLockGuard {
     where
         F: Future<Output = T>,
     {
-        self.place.run_cooperative(work).await
+        self.owned.run_cooperative(work).await
     }
 
     /// Releases all of the locks: one RPC, each guarded by its key's create_revision.
@@ -202,6 +203,6 @@ impl MultiLockGuard {
     /// # Cancel safety
     /// Dropping the future lets the release go on in the background.
     pub async fn unlock(self) -> Result<()> {
-        self.place.release().await
+        self.owned.release().await
     }
 }

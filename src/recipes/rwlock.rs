@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 
+use super::below;
 use crate::error::{LostReason, Result};
-use crate::key::{name_prefix, unique_key};
+use crate::key::unique_key;
+use crate::owned::{Owned, Plan, guard};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn};
-use crate::waitlist::{Line, Place, Ticket, checked, enter, guard, try_enter};
+use crate::waitlist::{Line, enter, try_enter};
 
 /// A lock on a name: any number of readers, or one writer, in the order of asking.
 ///
@@ -55,9 +57,8 @@ impl RwLock {
     /// # Errors
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for an empty name.
     pub fn new(session: &Session, name: impl AsRef<[u8]>) -> Result<Self> {
-        let all = name_prefix(checked(name.as_ref())?);
-        let kind = |kind: &[u8]| Bytes::from([&all, kind].concat());
-        Ok(Self { session: session.clone(), readers: kind(b"read/"), writers: kind(b"write/"), all })
+        let [all, readers, writers] = below(name.as_ref(), ["", "read/", "write/"])?;
+        Ok(Self { session: session.clone(), all, readers, writers })
     }
 
     /// The session that the lock is taken with.
@@ -78,8 +79,8 @@ impl RwLock {
     /// Dropping the future at any point gives up the place in the queue and leaves no key, watch or task behind: what
     /// is under way is settled in the background.
     pub async fn read(&self) -> Result<RwLockReadGuard> {
-        let (ticket, line) = self.reader();
-        Ok(RwLockReadGuard { place: enter(ticket, &[line], Bytes::new()).await? })
+        let (plan, line) = self.reader();
+        Ok(RwLockReadGuard { owned: enter(plan, &[line]).await? })
     }
 
     /// Waits until all that asked before have left, and has the lock alone.
@@ -92,8 +93,8 @@ impl RwLock {
     /// # Cancel safety
     /// As [`read`](Self::read).
     pub async fn write(&self) -> Result<RwLockWriteGuard> {
-        let (ticket, line) = self.writer();
-        Ok(RwLockWriteGuard { place: enter(ticket, &[line], Bytes::new()).await? })
+        let (plan, line) = self.writer();
+        Ok(RwLockWriteGuard { owned: enter(plan, &[line]).await? })
     }
 
     /// Shares the lock if no writer holds it or waits for it: one RPC. Leaves nothing behind when it fails. A writer
@@ -105,8 +106,8 @@ impl RwLock {
     /// # Cancel safety
     /// As [`read`](Self::read).
     pub async fn try_read(&self) -> Result<RwLockReadGuard> {
-        let (ticket, line) = self.reader();
-        Ok(RwLockReadGuard { place: try_enter(ticket, &[line], Bytes::new()).await? })
+        let (plan, line) = self.reader();
+        Ok(RwLockReadGuard { owned: try_enter(plan, &[line]).await? })
     }
 
     /// Takes the lock if nobody holds it or waits for it: one RPC. Leaves nothing behind when it fails.
@@ -117,20 +118,20 @@ impl RwLock {
     /// # Cancel safety
     /// As [`read`](Self::read).
     pub async fn try_write(&self) -> Result<RwLockWriteGuard> {
-        let (ticket, line) = self.writer();
-        Ok(RwLockWriteGuard { place: try_enter(ticket, &[line], Bytes::new()).await? })
+        let (plan, line) = self.writer();
+        Ok(RwLockWriteGuard { owned: try_enter(plan, &[line]).await? })
     }
 
-    fn reader(&self) -> (Ticket, Line) {
+    fn reader(&self) -> (Plan, Line) {
         let key = unique_key(&self.readers, self.session.lease());
         let line = Line::behind(&self.writers, &key).past(SHARED);
-        (Ticket::new(&self.session, vec![key]), line)
+        (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 
-    fn writer(&self) -> (Ticket, Line) {
+    fn writer(&self) -> (Plan, Line) {
         let key = unique_key(&self.writers, self.session.lease());
         let line = Line::behind(&self.all, &key);
-        (Ticket::new(&self.session, vec![key]), line)
+        (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 }
 
@@ -149,7 +150,7 @@ impl RwLock {
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the lock"]
 pub struct RwLockReadGuard {
-    place: Place,
+    owned: Owned,
 }
 
 /// An [`RwLock`] that is held alone. Owned and `'static`; dropping it releases it in the background.
@@ -167,7 +168,7 @@ pub struct RwLockReadGuard {
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the lock"]
 pub struct RwLockWriteGuard {
-    place: Place,
+    owned: Owned,
 }
 
 impl RwLockWriteGuard {
@@ -181,14 +182,13 @@ impl RwLockWriteGuard {
     /// # Cancel safety
     /// Dropping the future releases the lock in the background.
     pub async fn downgrade(self) -> Result<RwLockReadGuard> {
-        self.place.check()?;
-        let fence = self.place.fence();
+        self.owned.check()?;
+        let fence = self.owned.fence();
         // The same value under the same guard: twice is once.
         let open = Op::put_with_lease(fence.key().clone(), SHARED, self.session().lease());
         let txn = Txn::new().compare(fence.is_owner()).success(open);
-        let answer = self.session().client().transport().txn(txn.into(), Repeat::Harmless).await;
-        match self.session().lease_handle().learn(answer)?.value.succeeded {
-            true => Ok(RwLockReadGuard { place: self.place }),
+        match self.session().transact(txn, Repeat::Harmless).await?.value.succeeded {
+            true => Ok(RwLockReadGuard { owned: self.owned }),
             false => {
                 fence.fall(LostReason::KeyDeleted);
                 Err(fence.lost().await.into())

@@ -4,6 +4,7 @@ mod builder;
 pub(crate) mod cleanup;
 pub(crate) mod renew;
 pub(crate) mod settle;
+mod work;
 
 use std::fmt;
 use std::sync::Arc;

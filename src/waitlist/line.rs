@@ -5,14 +5,11 @@ use std::future::Future;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::place::Place;
-use super::{found, unexpected};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::prefix_end;
+use crate::owned::Owned;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
-use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::txn::{Compare, Op, Txn, by_youth, unexpected};
 use crate::watch::{Events, Watch, second_look};
 
 /// A line.
@@ -28,7 +25,7 @@ pub(crate) struct Line {
 /// Reads who stands before a place.
 pub(crate) trait Look {
     /// One RPC. An error where the place no longer is one.
-    fn look(&self, place: &Place) -> impl Future<Output = Result<Standing>> + Send;
+    fn look(&self, place: &Owned) -> impl Future<Output = Result<Standing>> + Send;
 
     /// One's turn may come while the predecessor stays: whoever looks for itself then must look at more than that.
     const PAST_PREDECESSOR: bool = false;
@@ -78,17 +75,8 @@ impl Line {
 
     /// The youngest two of the line, or of those up to a create_revision.
     pub(super) fn last_two(&self, max_create_revision: i64) -> Op {
-        pb::RangeRequest {
-            key: self.ahead.clone(),
-            range_end: prefix_end(&self.ahead),
-            limit: 2,
-            sort_order: pb::range_request::SortOrder::Descend.into(),
-            sort_target: pb::range_request::SortTarget::Create.into(),
-            keys_only: self.open.is_none(),
-            max_create_revision,
-            ..Default::default()
-        }
-        .into()
+        let keys_only = self.open.is_none();
+        pb::RangeRequest { keys_only, ..by_youth(&self.ahead, 2, max_create_revision) }.into()
     }
 
     pub(super) fn own(&self) -> Op {
@@ -103,12 +91,11 @@ impl Line {
     /// others may have joined after us.
     pub(super) fn standing(
         &self,
-        last_two: Option<&pb::RangeResponse>,
+        last_two: &pb::RangeResponse,
         create_revision: i64,
         created: bool,
         seen_at: i64,
     ) -> Result<Option<Standing>> {
-        let last_two = last_two.ok_or_else(|| unexpected("no answer for the queue"))?;
         let before = match &last_two.kvs[..] {
             [own, before @ ..] if self.is_own(own, create_revision) => before,
             _ if created && self.key.starts_with(&self.ahead) => {
@@ -125,21 +112,17 @@ impl Line {
     pub(crate) async fn wait_for(
         &self,
         order: &impl Look,
-        place: &mut Place,
+        place: &mut Owned,
         predecessor: Predecessor,
     ) -> Result<Standing> {
         let session = place.session().clone();
-        tokio::select! {
-            biased;
-            reason = session.lost() => Err(reason.into()),
-            standing = self.watch(order, place, predecessor) => standing,
-        }
+        session.unless_lost(self.watch(order, place, predecessor)).await
     }
 
     async fn watch<L: Look>(
         &self,
         order: &L,
-        place: &mut Place,
+        place: &mut Owned,
         mut predecessor: Predecessor,
     ) -> Result<Standing> {
         let mut both = Watch::key(predecessor.key.clone()).and_key(self.key.clone());
@@ -228,16 +211,15 @@ impl Line {
 }
 
 impl Look for Line {
-    async fn look(&self, place: &Place) -> Result<Standing> {
+    async fn look(&self, place: &Owned) -> Result<Standing> {
         let own = place.fence().token();
         let txn = Txn::new().success(self.last_two(own - 1)).success(self.own());
-        let answer = place.session().client().transport().txn(txn.into(), Repeat::Read).await?;
-        let reply = TxnReply::try_from(answer.value)?;
-        let stands = found(reply.kvs(1), "our key")?.first().is_some_and(|kv| self.is_own(kv, own));
+        let reply = place.session().read(txn).await?;
+        let stands = reply.found(1)?.first().is_some_and(|kv| self.is_own(kv, own));
         if !stands {
             return Err(place.fence().why().await.into());
         }
-        let before = found(reply.kvs(0), "the queue")?;
+        let before = reply.found(0)?;
         match before.first() {
             Some(first) if first.create_revision >= own => {
                 Err(unexpected(format!("{:?} is not older than us", first.key)))
@@ -248,7 +230,7 @@ impl Look for Line {
 }
 
 /// After a watch that ended: compaction loses events, so the queue is read instead. Anything else ends the wait.
-async fn look_after(order: &impl Look, place: &Place, error: Error) -> Result<Standing> {
+async fn look_after(order: &impl Look, place: &Owned, error: Error) -> Result<Standing> {
     match error.kind() {
         ErrorKind::Compacted { .. } => order.look(place).await,
         _ => Err(error),
@@ -256,7 +238,7 @@ async fn look_after(order: &impl Look, place: &Place, error: Error) -> Result<St
 }
 
 /// True while the predecessor's key, of its create_revision, is there.
-async fn stands(place: &Place, predecessor: &Predecessor) -> Result<bool> {
+async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
     let request = pb::RangeRequest { key: predecessor.key.clone(), keys_only: true, ..Default::default() };
     let range = place.session().client().transport().range(request).await?;
     Ok(range.kvs.first().is_some_and(|kv| kv.create_revision == predecessor.create_revision))

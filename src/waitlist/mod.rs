@@ -12,24 +12,19 @@
 //! our create_revision, stands. Keys are told apart by create_revision, never by existence: a session uses its key
 //! again.
 
-mod guard;
 mod line;
-mod place;
-mod ticket;
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::{name_prefix, owner_key};
 use crate::lease::Turn;
+use crate::owned::{Owned, Plan};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, TxnReply};
-pub(crate) use guard::guard;
+use crate::txn::{Compare, Op, Txn, unexpected};
 pub(crate) use line::{Line, Look, Predecessor, Standing};
-pub(crate) use place::Place;
-pub(crate) use ticket::{Joined, Ticket};
 
 /// A queue of sessions on one name. Tasks of one process that share a session share its key, and queue here.
 #[derive(Debug, Clone)]
@@ -63,43 +58,39 @@ impl Waitlist {
     /// Joins with a value, and waits until one is first.
     ///
     /// Dropped at any point, it leaves nothing behind.
-    pub(crate) async fn enter(&self, value: Bytes) -> Result<Place> {
-        enter(self.ticket(self.local_turn().await?), &[self.line()], value).await
+    pub(crate) async fn enter(&self, value: Bytes) -> Result<Owned> {
+        enter(self.plan(self.local_turn().await?, value), &[self.line()]).await
     }
 
     /// Takes the first place if nobody is there: one RPC, that leaves nothing behind otherwise.
-    pub(crate) async fn try_enter(&self, value: Bytes) -> Result<Place> {
-        try_enter(self.ticket(self.try_local_turn()?), &[self.line()], value).await
+    pub(crate) async fn try_enter(&self, value: Bytes) -> Result<Owned> {
+        try_enter(self.plan(self.try_local_turn()?, value), &[self.line()]).await
     }
 
     /// The first place, if our key of this create_revision has it: one RPC, that only reads.
-    pub(crate) async fn come_back(&self, create_revision: i64) -> Result<Option<Place>> {
-        let (line, ticket) = (self.line(), self.ticket(self.try_local_turn()?));
+    pub(crate) async fn come_back(&self, create_revision: i64) -> Result<Option<Owned>> {
+        let (line, turn) = (self.line(), self.try_local_turn()?);
         let txn = Txn::new().success(line.last_two(create_revision)).success(line.own());
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
-        let reply = TxnReply::try_from(answer.value)?;
-        let own = found(reply.kvs(1), "our key")?.first();
-        let stands = own.is_some_and(|kv| line.is_own(kv, create_revision));
-        let first = found(reply.kvs(0), "the queue")?.len() == 1;
+        let reply = self.session.read(txn).await?;
+        let stands = reply.found(1)?.first().is_some_and(|kv| line.is_own(kv, create_revision));
+        let first = reply.found(0)?.len() == 1;
         self.session.check()?;
-        Ok((stands && first).then(|| Place::new(ticket, create_revision, reply.header)))
+        let place = || self.plan(turn, Bytes::new()).put_before(create_revision, reply.header);
+        Ok((stands && first).then(place))
     }
 
     fn line(&self) -> Line {
         Line::behind(&self.prefix, &self.key)
     }
 
-    fn ticket(&self, turn: Turn) -> Ticket {
-        Ticket::in_turn(&self.session, self.key.clone(), turn)
+    fn plan(&self, turn: Turn, value: Bytes) -> Plan {
+        Plan::in_turn(&self.session, self.key.clone(), turn, value)
     }
 
     /// One's turn among the tasks of this process.
     async fn local_turn(&self) -> Result<Turn> {
-        tokio::select! {
-            biased;
-            reason = self.session.lost() => Err(reason.into()),
-            turn = self.session.lease_handle().locals().turn(&self.prefix) => Ok(turn),
-        }
+        let turn = async { Ok(self.session.lease_handle().locals().turn(&self.prefix).await) };
+        self.session.unless_lost(turn).await
     }
 
     fn try_local_turn(&self) -> Result<Turn> {
@@ -108,11 +99,11 @@ impl Waitlist {
     }
 }
 
-/// Joins with a ticket, all of whose keys have the same value, and waits until one's turn has come in every line.
+/// Joins with a plan's keys, and waits until one's turn has come in every line.
 ///
 /// Dropped at any point, it leaves nothing behind.
-pub(crate) async fn enter(ticket: Ticket, lines: &[Line], value: Bytes) -> Result<Place> {
-    let joined = join(ticket, lines, Vec::new(), value).await?;
+pub(crate) async fn enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
+    let joined = join(plan, lines).await?;
     let (mut place, standings) = joined.ok_or_else(|| unexpected("a join put no key and found none"))?;
     let mut waited = false;
     for (line, mut standing) in lines.iter().zip(standings) {
@@ -131,9 +122,9 @@ pub(crate) async fn enter(ticket: Ticket, lines: &[Line], value: Bytes) -> Resul
 }
 
 /// Takes the first place in lines that are all empty: one RPC, that leaves nothing behind otherwise.
-pub(crate) async fn try_enter(ticket: Ticket, lines: &[Line], value: Bytes) -> Result<Place> {
-    let only_if = lines.iter().map(Line::is_empty).collect();
-    match join(ticket, lines, only_if, value).await? {
+pub(crate) async fn try_enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
+    let plan = lines.iter().map(Line::is_empty).fold(plan, Plan::only_if);
+    match join(plan, lines).await? {
         Some((place, standings)) if standings.iter().all(|standing| *standing == Standing::First) => {
             place.check()?;
             Ok(place)
@@ -143,25 +134,21 @@ pub(crate) async fn try_enter(ticket: Ticket, lines: &[Line], value: Bytes) -> R
     }
 }
 
-/// Puts a ticket's keys under a condition, and reads who stands before them: one transaction.
+/// Puts a plan's keys, and reads who stands before them: one transaction.
 ///
-/// None where the condition does not hold and there is no key of ours.
-async fn join(
-    ticket: Ticket,
-    lines: &[Line],
-    only_if: Vec<Compare>,
-    value: Bytes,
-) -> Result<Option<(Place, Vec<Standing>)>> {
-    let reads = lines.iter().map(|line| line.last_two(0)).collect();
-    let Some(joined) = ticket.put(only_if, value.clone(), reads).await? else { return Ok(None) };
-    let Joined { place, found, reply } = joined;
+/// None where a condition does not hold and there is no key of ours.
+async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>)>> {
+    let value = plan.value().clone();
+    let planned = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::read).put().await?;
+    let (found, reply) = (planned.found, planned.reply);
+    let Some(place) = planned.owned else { return Ok(None) };
     if let Some(kv) = found.as_ref().filter(|kv| kv.value != value) {
         replace(&place, kv, value).await?;
     }
     let mut standings = Vec::with_capacity(lines.len());
     for (index, line) in lines.iter().enumerate() {
         let (token, revision) = (place.fence().token(), reply.header.revision);
-        let standing = line.standing(reply.ranged(index), token, found.is_none(), revision)?;
+        let standing = line.standing(reply.range(index)?, token, found.is_none(), revision)?;
         standings.push(match standing {
             Some(standing) => standing,
             None => line.look(&place).await?,
@@ -171,25 +158,16 @@ async fn join(
 }
 
 /// Gives a key that was found (of an earlier owner of the lease, say) our value, if nobody has written it since.
-async fn replace(place: &Place, found: &KeyValue, value: Bytes) -> Result<()> {
+async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
     let txn = Txn::new()
         .compare(Compare::mod_revision(found.key.clone()).is(found.mod_revision))
         .success(Op::put_with_lease(found.key.clone(), value, place.session().lease()));
-    let answer = place.session().client().transport().txn(txn.into(), Repeat::Harmless).await;
-    place.session().lease_handle().learn(answer).map(drop)
+    place.session().transact(txn, Repeat::Harmless).await.map(drop)
 }
 
 /// A name that is none would be every other name's prefix.
 pub(crate) fn checked(name: &[u8]) -> Result<&[u8]> {
     if name.is_empty() { Err(Error::invalid("name", "it is empty")) } else { Ok(name) }
-}
-
-fn found<'a>(kvs: Option<&'a [KeyValue]>, what: &str) -> Result<&'a [KeyValue]> {
-    kvs.ok_or_else(|| unexpected(format!("no answer for {what}")))
-}
-
-fn unexpected(detail: impl Into<String>) -> Error {
-    Error::protocol(detail, Outcome::Unknown).at("KV/Txn")
 }
 
 fn locked() -> Error {

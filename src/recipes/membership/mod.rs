@@ -9,11 +9,11 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::fence::Fence;
-use crate::key::{name_prefix, prefix_end};
+use crate::key::name_prefix;
 use crate::owned::{Owned, Plan};
-use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
+use crate::txn::by_age;
 pub use changes::{MemberChange, MemberChanges};
 pub use resident::Resident;
 
@@ -137,14 +137,7 @@ impl Membership {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list(&self) -> Result<Vec<Peer>> {
-        let request = pb::RangeRequest {
-            key: self.prefix.clone(),
-            range_end: prefix_end(&self.prefix),
-            sort_order: pb::range_request::SortOrder::Ascend.into(),
-            sort_target: pb::range_request::SortTarget::Create.into(),
-            ..Default::default()
-        };
-        let range = self.session.client().transport().range(request).await?;
+        let range = self.session.client().transport().range(by_age(&self.prefix, 0)).await?;
         Ok(range.kvs.into_iter().map(Peer::from).collect())
     }
 
@@ -180,7 +173,7 @@ pub struct Member {
 
 impl Member {
     async fn join(session: &Session, prefix: &Bytes, metadata: Bytes) -> Result<Self> {
-        let planned = Plan::new(session, prefix, metadata).put(session).await?;
+        let planned = Plan::drawn(session, prefix, metadata).put().await?;
         let taken = || Error::invalid("group", "another member has the key that was drawn");
         Ok(Self { owned: planned.owned.ok_or_else(taken)? })
     }
@@ -208,7 +201,7 @@ impl Member {
     /// # Cancel safety
     /// An update whose future is dropped may have been made, or not; the next one is made after it.
     pub async fn update(&self, metadata: impl Into<Bytes>) -> Result<()> {
-        self.owned.write(metadata.into()).await
+        self.owned.write(metadata.into()).await.map(drop)
     }
 
     /// Leaves the group: one RPC.

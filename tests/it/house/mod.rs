@@ -14,7 +14,8 @@ mod scan;
 const FLOORS: &[&[&str]] = &[
     &["recipes"],
     &["mutex", "election", "stm"],
-    &["waitlist", "view", "owned"],
+    &["waitlist"],
+    &["view", "owned"],
     &["fence"],
     &["session"],
     &["client"],

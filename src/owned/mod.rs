@@ -1,4 +1,16 @@
-//! A place in the queue: what a guard is made of once it is the first.
+//! Keys of our own: put with a session's lease, held, and taken back whatever happens.
+//!
+//! A [`Plan`] says what is put, what must hold for that, and what is read and done along with it. What it brings back
+//! is an [`Owned`], which is what guards, members and places in a queue are made of. However it ends (released, dropped,
+//! its put cut off), what is known to be there is deleted, and what may be there is looked for.
+//!
+//! Nobody else puts these keys: most are drawn anew each time, and the others are the session's, which its tasks put in
+//! turn. So a put that is repeated finds itself.
+
+mod guard;
+mod leave;
+mod plan;
+mod writes;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -8,30 +20,35 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::ticket::Ticket;
 use crate::error::{Error, LostReason, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
 use crate::txn::Txn;
+pub(crate) use guard::guard;
+use leave::Leave;
+pub(crate) use plan::{Plan, Planned};
+use writes::Writes;
 
-/// A place in one queue or several. Dropped, it is given up in the background.
-pub(crate) struct Place {
+/// Keys that are held: put by one transaction, so of one create_revision, and given up together. Dropped, they are
+/// deleted in the background.
+pub(crate) struct Owned {
     session: Session,
-    /// One for each key, all of one create_revision.
+    /// One for each key.
     fences: Vec<Fence>,
     header: pb::ResponseHeader,
-    /// To be given back on leaving; None once that is in hand.
-    ticket: Mutex<Option<Ticket>>,
+    writes: Writes,
+    /// How they are given up; None once that is in hand.
+    leave: Mutex<Option<Leave>>,
 }
 
-impl Place {
-    pub(super) fn new(ticket: Ticket, create_revision: i64, header: pb::ResponseHeader) -> Self {
-        let session = ticket.session.clone();
+impl Owned {
+    fn new(leave: Leave, create_revision: i64, header: pb::ResponseHeader) -> Self {
+        let session = leave.session().clone();
         let fence = |key: &Bytes| Fence::new(&session, key.clone(), create_revision);
-        let fences = ticket.keys().iter().map(fence).collect();
-        Self { session, fences, header, ticket: Mutex::new(Some(ticket)) }
+        let fences = leave.keys().iter().map(fence).collect();
+        let (writes, leave) = (Writes::new(create_revision), Mutex::new(Some(leave)));
+        Self { session, fences, header, writes, leave }
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -48,9 +65,14 @@ impl Place {
         &self.fences
     }
 
-    /// The header of the answer that proved the place to be the first.
+    /// The header of the answer that proved them to be held.
     pub(crate) fn header(&self) -> &pb::ResponseHeader {
         &self.header
+    }
+
+    /// The header's revision is that of a later proof.
+    pub(crate) fn proven_at(&mut self, revision: i64) {
+        self.header.revision = self.header.revision.max(revision);
     }
 
     /// The error that the loss of a key is, if one is known to be lost.
@@ -59,28 +81,17 @@ impl Place {
     }
 
     /// Proves at one revision that all keys stand: one RPC.
-    pub(super) async fn confirm(&self) -> Result<()> {
+    pub(crate) async fn confirm(&self) -> Result<()> {
         let txn = self.fences.iter().fold(Txn::new(), |txn, fence| txn.compare(fence.is_owner()));
-        let answer = self.session.client().transport().txn(txn.into(), Repeat::Read).await?;
-        match answer.value.succeeded {
+        match self.session.read(txn).await?.succeeded {
             true => Ok(()),
             false => Err(self.why().await.into()),
         }
     }
 
-    /// The header's revision is that of the proof.
-    pub(crate) fn proven_at(&mut self, revision: i64) {
-        self.header.revision = self.header.revision.max(revision);
-    }
-
     /// Resolves once a key is lost, with the reason.
     pub(crate) async fn lost(&self) -> LostReason {
         first(self.fences.iter().map(Fence::lost)).await
-    }
-
-    /// Resolves once a key is lost.
-    async fn ended(&self) {
-        first(self.fences.iter().map(Fence::ended)).await;
     }
 
     /// A key is gone: whose doing was it?
@@ -89,21 +100,32 @@ impl Place {
         lost.unwrap_or(self.fence()).why().await
     }
 
-    /// Gives the place up: deletes the keys, of this create_revision. Goes on in the background when it fails or is
-    /// dropped. Nobody believes in the place from here on.
+    /// Gives the key another value: see [`Writes::write`].
+    pub(crate) async fn write(&self, value: Bytes) -> Result<pb::ResponseHeader> {
+        self.writes.write(&self.session, self.fence(), value).await
+    }
+
+    /// Deletes the keys, of this create_revision. Goes on in the background when it fails or is dropped. Nobody believes
+    /// in them from here on.
     pub(crate) async fn release(&self) -> Result<()> {
         self.check()?;
-        let Some(ticket) = self.leave() else { return Err(LostReason::Released.into()) };
-        let released = self.session.cleanup().finish(ticket.release(self.fence().token())).await;
-        match released {
+        let Some(leave) = self.leave() else { return Err(LostReason::Released.into()) };
+        match self.session.cleanup().finish(leave.release(self.fence().token())).await {
             Ok(true) => Ok(()),
-            // Somebody else did: for how long was the place no longer ours?
+            // Somebody else did: for how long were they no longer ours?
             Ok(false) => Err(self.why().await.into()),
             Err(error) => Err(self.session.lease_handle().lost_reason().map_or(error, Error::from)),
         }
     }
 
-    /// Runs work until it ends or the place is lost, whichever is first, then gives the place up.
+    /// The keys were deleted along with something else: there is nothing to take back.
+    pub(crate) fn released(&self) {
+        if let Some(leave) = self.leave() {
+            leave.left();
+        }
+    }
+
+    /// Runs work until it ends or a key is lost, whichever is first, then gives them up.
     pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T> {
         // In a block of its own, so that the work is gone before the reason is asked for.
         let done = async {
@@ -119,7 +141,7 @@ impl Place {
         }
     }
 
-    /// Runs work that ends by itself when it is told, then gives the place up.
+    /// Runs work that ends by itself when it is told, then gives the keys up.
     pub(crate) async fn run_cooperative<T, F>(&self, work: impl FnOnce(CancellationToken) -> F) -> Result<T>
     where
         F: Future<Output = T>,
@@ -150,23 +172,26 @@ impl Place {
         }
     }
 
-    /// From here on the place is no longer ours.
-    fn leave(&self) -> Option<Ticket> {
-        let ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    /// Resolves once a key is lost.
+    async fn ended(&self) {
+        first(self.fences.iter().map(Fence::ended)).await;
+    }
+
+    /// From here on the keys are no longer ours.
+    fn leave(&self) -> Option<Leave> {
+        let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         self.fences.iter().for_each(|fence| fence.fall(LostReason::Released));
-        Some(ticket)
+        Some(leave)
     }
 }
 
-impl Drop for Place {
+impl Drop for Owned {
     fn drop(&mut self) {
         // The session's end takes all keys along.
         let stands = self.fences.iter().any(Fence::is_valid);
-        if let Some(ticket) = self.leave()
-            && stands
-        {
-            let token = self.fence().token();
-            self.session.cleanup().spawn(async move { drop(ticket.release(token).await) });
+        let token = self.fence().token();
+        if let Some(leave) = self.leave().filter(|_| stands) {
+            leave.spawn(token);
         }
     }
 }
@@ -181,8 +206,8 @@ async fn first<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> T {
     .await
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for Owned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("fences", &self.fences).finish_non_exhaustive()
+        f.debug_struct("Owned").field("fences", &self.fences).finish_non_exhaustive()
     }
 }

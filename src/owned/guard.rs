@@ -1,22 +1,22 @@
 //! What all guards have in common, whatever it is that they hold.
 
-/// `guard!(MutexGuard, unlock)`: for a struct with a field `place`, the methods of a guard and its release.
+/// `guard!(MutexGuard, unlock)`: for a struct with a field `owned`, the methods of a guard and its release.
 macro_rules! guard {
     ($guard:ident, $release:ident) => {
         impl $guard {
             /// What is held: a handle that may be cloned and handed on.
             pub fn fence(&self) -> &$crate::Fence {
-                self.place.fence()
+                self.owned.fence()
             }
 
             /// The session that it is held with.
             pub fn session(&self) -> &$crate::Session {
-                self.place.session()
+                self.owned.session()
             }
 
             /// The header of the answer that proved it to be ours. Go's `Header`.
             pub fn header(&self) -> &$crate::pb::etcdserverpb::ResponseHeader {
-                self.place.header()
+                self.owned.header()
             }
 
             /// Runs work until it ends or what is held is lost, whichever is first, then releases it. On a loss the
@@ -30,7 +30,7 @@ macro_rules! guard {
             /// # Cancel safety
             /// Dropping the future drops the work and releases in the background.
             pub async fn run<T>(self, work: impl Future<Output = T>) -> $crate::Result<T> {
-                self.place.run(work).await
+                self.owned.run(work).await
             }
 
             /// Runs work that ends by itself when it is told: the token it is given is cancelled when what is held is
@@ -51,7 +51,7 @@ macro_rules! guard {
             where
                 F: Future<Output = T>,
             {
-                self.place.run_cooperative(work).await
+                self.owned.run_cooperative(work).await
             }
 
             /// Releases it: one RPC, guarded by the key's create_revision, so that it never deletes another's key.
@@ -64,7 +64,7 @@ macro_rules! guard {
             /// # Cancel safety
             /// Dropping the future lets the release go on in the background.
             pub async fn $release(self) -> $crate::Result<()> {
-                self.place.release().await
+                self.owned.release().await
             }
         }
 

@@ -1,0 +1,176 @@
+//! Putting keys of our own: one transaction, settled whatever becomes of its reply.
+
+use bytes::Bytes;
+
+use super::Owned;
+use super::leave::Leave;
+use crate::error::{LostReason, Outcome, Result};
+use crate::key::unique_key;
+use crate::lease::Turn;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
+use crate::session::Session;
+use crate::transport::retry::Repeat;
+use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
+
+/// Keys to be put, what must hold for that, and what is read and done along with it.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    leave: Leave,
+    /// Of all keys.
+    value: Bytes,
+    only_if: Vec<Compare>,
+    /// Read in any case.
+    reads: Vec<Op>,
+    /// Done when they are put.
+    also: Vec<Op>,
+}
+
+/// What became of a plan.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// None where a condition did not hold.
+    pub(crate) owned: Option<Owned>,
+    /// The first key as it was found, where it is ours and was not put by this attempt: the reads may then tell of what
+    /// came after it.
+    pub(crate) found: Option<KeyValue>,
+    /// The answers to the reads.
+    pub(crate) reply: TxnReply,
+}
+
+impl Plan {
+    /// A key under this prefix: the session's lease in hex, a dash, and what nobody else draws.
+    pub(crate) fn drawn(session: &Session, prefix: &[u8], value: Bytes) -> Self {
+        Self::of(session, vec![unique_key(prefix, session.lease())], value)
+    }
+
+    /// Keys that nobody else ever puts.
+    pub(crate) fn of(session: &Session, keys: Vec<Bytes>, value: Bytes) -> Self {
+        Self::new(Leave::new(session, keys, None), value)
+    }
+
+    /// A key that tasks of this process put in turn.
+    pub(crate) fn in_turn(session: &Session, key: Bytes, turn: Turn, value: Bytes) -> Self {
+        Self::new(Leave::new(session, vec![key], Some(turn)), value)
+    }
+
+    fn new(leave: Leave, value: Bytes) -> Self {
+        Self { leave, value, only_if: Vec::new(), reads: Vec::new(), also: Vec::new() }
+    }
+
+    pub(crate) fn only_if(mut self, compare: Compare) -> Self {
+        self.only_if.push(compare);
+        self
+    }
+
+    pub(crate) fn read(mut self, read: impl Into<Op>) -> Self {
+        self.reads.push(read.into());
+        self
+    }
+
+    pub(crate) fn also(mut self, op: Op) -> Self {
+        self.also.push(op);
+        self
+    }
+
+    pub(crate) fn value(&self) -> &Bytes {
+        &self.value
+    }
+
+    /// Puts the keys, if all conditions hold: one RPC. Ends at once with the session.
+    ///
+    /// Dropped at any point, it leaves nothing: it goes on in the background, and is then taken back.
+    pub(crate) async fn put(self) -> Result<Planned> {
+        let session = self.leave.session().clone();
+        session.check()?;
+        let planned = session.unless_lost(session.cleanup().finish(self.commit())).await?;
+        // The answer may have been on its way for longer than the session lasts.
+        planned.owned.as_ref().map_or(Ok(()), Owned::check)?;
+        Ok(planned)
+    }
+
+    /// What was put before, and stands since this create_revision: nothing is sent.
+    pub(crate) fn put_before(self, create_revision: i64, header: pb::ResponseHeader) -> Owned {
+        Owned::new(self.leave, create_revision, header)
+    }
+
+    async fn commit(self) -> Result<Planned> {
+        let Self { mut leave, value, only_if, reads, also } = self;
+        let session = leave.session();
+        let mut txn = only_if.into_iter().fold(Txn::new(), Txn::compare);
+        for key in leave.keys() {
+            txn = txn.compare(Compare::missing(key.clone()));
+            txn = txn.success(Op::put_with_lease(key.clone(), value.clone(), session.lease()));
+            txn = txn.failure(Op::get(key.clone()));
+        }
+        txn = reads.into_iter().fold(txn, |txn, read| txn.success(read.clone()).failure(read));
+        txn = also.into_iter().fold(txn, Txn::success);
+        let answer = match session.transact(txn, Repeat::Harmless).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if error.outcome() != Outcome::NotApplied {
+                    leave.settle();
+                }
+                return Err(error);
+            }
+        };
+        leave.ambiguous = answer.ambiguous;
+        let mut reply = answer.value;
+        let ours = ours(leave.keys(), &reply);
+        // What is left are the answers to the reads.
+        reply.responses.drain(..leave.keys().len().min(reply.responses.len()));
+        match ours {
+            Ok(Some(Ours { create_revision, found })) => {
+                let owned = Owned::new(leave, create_revision, reply.header);
+                Ok(Planned { owned: Some(owned), found, reply })
+            }
+            // An attempt of unknown fate may put them yet, when what did not hold now holds again.
+            Ok(None) => {
+                if leave.ambiguous {
+                    leave.settle();
+                }
+                Ok(Planned { owned: None, found: None, reply })
+            }
+            Err(error) => {
+                leave.settle();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Planned {
+    /// The answer to the read of this index.
+    pub(crate) fn read(&self, index: usize) -> Result<&pb::RangeResponse> {
+        self.reply.range(index)
+    }
+}
+
+/// Keys of ours that are there.
+struct Ours {
+    create_revision: i64,
+    /// The first of them, if an earlier attempt put it.
+    found: Option<KeyValue>,
+}
+
+/// None where there is no key of ours.
+fn ours(keys: &[Bytes], reply: &TxnReply) -> Result<Option<Ours>> {
+    if reply.succeeded {
+        return Ok(Some(Ours { create_revision: reply.header.revision, found: None }));
+    }
+    let mut there = Vec::new();
+    for (index, key) in keys.iter().enumerate() {
+        match reply.found(index)? {
+            [kv] if kv.key == *key => there.push(kv),
+            [kv, ..] => return Err(unexpected(format!("the key {:?} for our own", kv.key))),
+            [] => {}
+        }
+    }
+    let Some(first) = there.first() else { return Ok(None) };
+    let create_revision = first.create_revision;
+    if there.len() < keys.len() || there.iter().any(|kv| kv.create_revision != create_revision) {
+        // We put all of them at once: somebody deletes them.
+        return Err(LostReason::KeyDeleted.into());
+    }
+    Ok(Some(Ours { create_revision, found: Some((*first).clone()) }))
+}

@@ -1,0 +1,163 @@
+//! A barrier that so many enter together, and leave together.
+
+mod enter;
+mod leave;
+
+use std::ops::Deref;
+
+use bytes::Bytes;
+
+use super::{below, not_zero};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::fence::Fence;
+use crate::owned::Owned;
+use crate::pb::etcdserverpb as pb;
+use crate::session::Session;
+use crate::txn::{Op, by_age};
+
+/// A barrier for rounds of `count` participants: each waits on entering until all are there, and on leaving until all
+/// have left. Go's recipe `DoubleBarrier`.
+///
+/// The layout is Go's: a key for each participant under `{name}/waiters/`, put with its session's lease, and
+/// `{name}/ready` once all are there; so Go's participants and ours make up one round. Ours are
+/// `{name}/waiters/{lease in hex}-{16 random hex digits}`: any number of tasks of one session may take part. The
+/// participants must agree on the count, which is not stored.
+///
+/// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. Who is lost
+/// inside counts as one who has left. Nobody enters while a round is being left; who comes then waits for the next.
+///
+/// Beside Go's participants, give each round a name of its own: Go's enter while a round is being left, and make up a
+/// round with those who are still there; and one of Go's that leaves waits for ever for one that is back already.
+///
+/// Any etcd from 3.4 on will do.
+///
+/// ```
+/// # use etcd_concurrency::{DoubleBarrier, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let round = DoubleBarrier::new(&session, "simulation/step", 2)?;
+/// let step = |round: DoubleBarrier| async move {
+///     let inside = round.enter().await?;
+///     // Both are here: compute.
+///     inside.leave().await
+///     // Both have done so.
+/// };
+/// tokio::try_join!(step(round.clone()), step(round))?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct DoubleBarrier {
+    session: Session,
+    waiters: Bytes,
+    ready: Bytes,
+    count: u32,
+}
+
+impl DoubleBarrier {
+    /// The barrier of this name, for so many participants. Nothing is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an empty name, or a count of zero.
+    pub fn new(session: &Session, name: impl AsRef<[u8]>, count: u32) -> Result<Self> {
+        not_zero("count", count)?;
+        let [waiters, ready] = below(name.as_ref(), ["waiters/", "ready"])?;
+        Ok(Self { session: session.clone(), waiters, ready, count })
+    }
+
+    /// The session that the participants are there with.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// How many make up a round.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Waits until all are there.
+    ///
+    /// Two RPCs, beside a watch: one to be there, and one that lets all in, by the last, or that reads after the watch
+    /// has begun, by the others. When the last one comes it costs the others nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooManyClients`] where as many as make up a round are there already. [`ErrorKind::Lost`] as soon as
+    /// the session is lost, or the waiting key was deleted by somebody. Whatever keeps the server from answering until
+    /// the client's request timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future at any point leaves no key behind: the others wait for another.
+    pub async fn enter(&self) -> Result<Inside> {
+        let (owned, is_last) = self.come().await?;
+        let round = self.session.unless_lost(self.let_in(&owned, is_last)).await?;
+        owned.check()?;
+        Ok(Inside { barrier: self.clone(), round, owned })
+    }
+
+    /// Those who are there longest.
+    fn oldest(&self, limit: i64) -> Op {
+        pb::RangeRequest { keys_only: true, ..by_age(&self.waiters, limit) }.into()
+    }
+}
+
+/// Inside a [`DoubleBarrier`], with all others of the round. Owned and `'static`: it may move to another task.
+///
+/// Dropping it leaves in the background, without waiting for the others.
+///
+/// ```
+/// # use etcd_concurrency::{DoubleBarrier, Session, fake::FakeEtcd};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> etcd_concurrency::Result<()> {
+/// # let client = FakeEtcd::start().client();
+/// let session = Session::open(&client).await?;
+/// let inside = DoubleBarrier::new(&session, "alone", 1)?.enter().await?;
+/// tokio::select! {
+///     reason = inside.lost() => println!("the others take us for gone: {reason}"),
+///     () = async { /* work */ } => {}
+/// }
+/// inside.leave().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping it leaves the barrier"]
+pub struct Inside {
+    barrier: DoubleBarrier,
+    /// The revision at which the ready key was made.
+    round: i64,
+    owned: Owned,
+}
+
+impl Inside {
+    /// What is held: a handle that may be cloned and handed on.
+    pub fn fence(&self) -> &Fence {
+        self.owned.fence()
+    }
+
+    /// Waits until all have left; those who are lost count as having left.
+    ///
+    /// Two RPCs, beside a watch: one to leave, and one that reads after the watch has begun; the one who is there longest
+    /// leaves last, with a third. One more where that one is lost.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`] as soon as the session is lost, or where the key was lost before. Whatever keeps the server
+    /// from answering until the client's request timeout. After an error one has left all the same, or does so in the
+    /// background.
+    ///
+    /// # Cancel safety
+    /// Dropping the future at any point leaves, without waiting for the others.
+    pub async fn leave(self) -> Result<()> {
+        let Self { barrier, round, owned } = self;
+        owned.check()?;
+        barrier.session.unless_lost(barrier.leave(round, &owned)).await
+    }
+}
+
+/// Being inside is its fence: [`lost`](Fence::lost), [`txn`](Fence::txn) and the rest are the fence's.
+impl Deref for Inside {
+    type Target = Fence;
+
+    fn deref(&self) -> &Fence {
+        self.fence()
+    }
+}

@@ -1,0 +1,30 @@
+//! What is done for a session, and ends with it.
+
+use super::Session;
+use crate::error::Result;
+use crate::transport::Answer;
+use crate::transport::retry::Repeat;
+use crate::txn::{Txn, TxnReply};
+
+impl Session {
+    /// Ends with the session, at once; what it has left is dropped then.
+    pub(crate) async fn unless_lost<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            reason = self.lost() => Err(reason.into()),
+            done = work => done,
+        }
+    }
+
+    /// Sends a transaction. What it says of the lease is taken for what it says.
+    pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
+        let answer = self.client().transport().txn(txn.into(), repeat).await;
+        let Answer { value, ambiguous } = self.lease_handle().learn(answer)?;
+        Ok(Answer { value: TxnReply::try_from(value)?, ambiguous })
+    }
+
+    /// Sends a transaction that only reads.
+    pub(crate) async fn read(&self, txn: Txn) -> Result<TxnReply> {
+        self.transact(txn, Repeat::Read).await.map(|answer| answer.value)
+    }
+}
