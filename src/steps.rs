@@ -52,6 +52,32 @@ impl<S: Step> Steps<S> {
     }
 }
 
+/// `stream!(Observer => Candidate)`: for a struct with a field `steps`, to be the stream of what they bring.
+macro_rules! stream {
+    ($stream:ident => $item:ty) => {
+        impl tokio_stream::Stream for $stream {
+            type Item = $crate::Result<$item>;
+
+            fn poll_next(
+                self: std::pin::Pin<&mut Self>,
+                context: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Self::Item>> {
+                self.get_mut().steps.poll(context)
+            }
+        }
+
+        impl std::fmt::Debug for $stream {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($stream))
+                    .field("done", &self.steps.is_done())
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+pub(crate) use stream;
+
 async fn one<S: Step>(mut state: S) -> (S, Result<S::Item>) {
     let item = state.step().await;
     (state, item)

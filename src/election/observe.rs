@@ -1,16 +1,11 @@
 //! Following an election.
 
-use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::Bytes;
-use tokio_stream::Stream;
 
 use super::Candidate;
 use crate::error::Result;
 use crate::session::Session;
-use crate::steps::{Step, Steps};
+use crate::steps::{Step, Steps, stream};
 use crate::view::View;
 
 /// A stream of who leads: made by [`Election::observe`](super::Election::observe).
@@ -57,19 +52,7 @@ impl Observer {
     }
 }
 
-impl Stream for Observer {
-    type Item = Result<Option<Candidate>>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().steps.poll(context)
-    }
-}
-
-impl fmt::Debug for Observer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observer").field("done", &self.steps.is_done()).finish_non_exhaustive()
-    }
-}
+stream!(Observer => Option<Candidate>);
 
 struct Following {
     session: Session,

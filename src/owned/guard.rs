@@ -1,19 +1,38 @@
 //! What all guards have in common, whatever it is that they hold.
 
-/// `guard!(MutexGuard, unlock)`: for a struct with a field `owned`, the methods of a guard and its release.
-macro_rules! guard {
-    ($guard:ident, $release:ident) => {
-        impl $guard {
+/// `holder!(Member, owned)`: for a struct with a field that has a fence and a session, to be its fence.
+macro_rules! holder {
+    ($holder:ident, $field:ident) => {
+        impl $holder {
             /// What is held: a handle that may be cloned and handed on.
             pub fn fence(&self) -> &$crate::Fence {
-                self.owned.fence()
+                self.$field.fence()
             }
 
             /// The session that it is held with.
             pub fn session(&self) -> &$crate::Session {
-                self.owned.session()
+                self.$field.session()
             }
+        }
 
+        /// It is its fence, and what else is said here: [`token`](crate::Fence::token), [`txn`](crate::Fence::txn),
+        /// [`lost`](crate::Fence::lost) and the rest are the fence's.
+        impl std::ops::Deref for $holder {
+            type Target = $crate::Fence;
+
+            fn deref(&self) -> &$crate::Fence {
+                self.fence()
+            }
+        }
+    };
+}
+
+/// `guard!(MutexGuard, unlock)`: for a struct with a field `owned`, the methods of a guard and its release.
+macro_rules! guard {
+    ($guard:ident, $release:ident) => {
+        $crate::owned::holder!($guard, owned);
+
+        impl $guard {
             /// The header of the answer that proved it to be ours. Go's `Header`.
             pub fn header(&self) -> &$crate::pb::etcdserverpb::ResponseHeader {
                 self.owned.header()
@@ -67,17 +86,7 @@ macro_rules! guard {
                 self.owned.release().await
             }
         }
-
-        /// A guard is its fence, and the release: [`token`](crate::Fence::token), [`txn`](crate::Fence::txn),
-        /// [`lost`](crate::Fence::lost) and the rest are the fence's.
-        impl std::ops::Deref for $guard {
-            type Target = $crate::Fence;
-
-            fn deref(&self) -> &$crate::Fence {
-                self.fence()
-            }
-        }
     };
 }
 
-pub(crate) use guard;
+pub(crate) use {guard, holder};

@@ -25,7 +25,7 @@ use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::txn::Txn;
-pub(crate) use guard::guard;
+pub(crate) use guard::{guard, holder};
 use leave::Leave;
 pub(crate) use plan::{Plan, Planned};
 use writes::Writes;

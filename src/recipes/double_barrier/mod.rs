@@ -3,16 +3,13 @@
 mod enter;
 mod leave;
 
-use std::ops::Deref;
-
 use bytes::Bytes;
 
 use super::{below, not_zero};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::fence::Fence;
-use crate::owned::Owned;
+use crate::owned::{Owned, holder};
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::txn::{Op, by_age};
@@ -129,11 +126,6 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// What is held: a handle that may be cloned and handed on.
-    pub fn fence(&self) -> &Fence {
-        self.owned.fence()
-    }
-
     /// Waits until all have left; those who are lost count as having left.
     ///
     /// Two RPCs, beside a watch: one to leave, and one that reads after the watch has begun; the one who is there longest
@@ -153,11 +145,4 @@ impl Inside {
     }
 }
 
-/// Being inside is its fence: [`lost`](Fence::lost), [`txn`](Fence::txn) and the rest are the fence's.
-impl Deref for Inside {
-    type Target = Fence;
-
-    fn deref(&self) -> &Fence {
-        self.fence()
-    }
-}
+holder!(Inside, owned);

@@ -1,17 +1,13 @@
 //! Following a group.
 
 use std::collections::VecDeque;
-use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_core::Stream;
 
 use super::Peer;
 use crate::error::Result;
 use crate::session::Session;
-use crate::steps::{Step, Steps};
+use crate::steps::{Step, Steps, stream};
 use crate::view::{Change, View};
 
 /// What happened in a group.
@@ -88,19 +84,7 @@ impl MemberChanges {
     }
 }
 
-impl Stream for MemberChanges {
-    type Item = Result<MemberChange>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().steps.poll(context)
-    }
-}
-
-impl fmt::Debug for MemberChanges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemberChanges").field("done", &self.steps.is_done()).finish_non_exhaustive()
-    }
-}
+stream!(MemberChanges => MemberChange);
 
 struct Following {
     session: Session,

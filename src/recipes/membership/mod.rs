@@ -3,14 +3,11 @@
 mod changes;
 mod resident;
 
-use std::ops::Deref;
-
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::fence::Fence;
 use crate::key::name_prefix;
-use crate::owned::{Owned, Plan};
+use crate::owned::{Owned, Plan, holder};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::txn::by_age;
@@ -178,16 +175,6 @@ impl Member {
         Ok(Self { owned: planned.owned.ok_or_else(taken)? })
     }
 
-    /// What is held: a handle that may be cloned and handed on.
-    pub fn fence(&self) -> &Fence {
-        self.owned.fence()
-    }
-
-    /// The session that the member joined with.
-    pub fn session(&self) -> &Session {
-        self.owned.session()
-    }
-
     /// Says something else of itself: one RPC, which the server refuses once the member is gone.
     ///
     /// Each update is guarded by the revision of the one before it, so one that is late never covers a newer one, and
@@ -217,15 +204,7 @@ impl Member {
     }
 }
 
-/// A member is its fence, and what it says: [`lost`](Fence::lost), [`key`](Fence::key), [`txn`](Fence::txn) and the rest
-/// are the fence's.
-impl Deref for Member {
-    type Target = Fence;
-
-    fn deref(&self) -> &Fence {
-        self.fence()
-    }
-}
+holder!(Member, owned);
 
 impl From<KeyValue> for Peer {
     fn from(kv: KeyValue) -> Self {

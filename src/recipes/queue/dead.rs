@@ -4,14 +4,11 @@ use std::num::NonZeroU32;
 
 use bytes::Bytes;
 
-use super::core::{Core, deliveries, found, read_returns};
+use super::core::{Core, deliveries, read_returns};
 use super::keys::Head;
 use crate::error::{Error, Result};
-use crate::key::prefix_end;
-use crate::pb::etcdserverpb as pb;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn};
-use pb::range_request::{SortOrder, SortTarget};
+use crate::txn::{Compare, Op, Txn, by_age};
 
 /// An item that was given up: see [`Queue::max_deliveries`](super::Queue::max_deliveries).
 ///
@@ -61,11 +58,11 @@ impl Core {
     pub(super) async fn bury(&self, head: &Head) -> Result<bool> {
         let (item, returns) = (self.keys.item(&head.place), self.keys.returns(&head.place));
         let read = Txn::new().success(Op::get(item.clone())).success(Op::get(returns.clone()));
-        let reply = self.read(read).await?;
-        let Some(kv) = found(&reply, 0)?.first().filter(|kv| kv.mod_revision == head.mod_revision) else {
+        let reply = self.session.read(read).await?;
+        let Some(kv) = reply.found(0)?.first().filter(|kv| kv.mod_revision == head.mod_revision) else {
             return Ok(true);
         };
-        if !self.is_spent(deliveries(kv.version, found(&reply, 1)?.first().map_or(0, read_returns))) {
+        if !self.is_spent(deliveries(kv.version, reply.found(1)?.first().map_or(0, read_returns))) {
             return Ok(false);
         }
         let txn = Txn::new()
@@ -74,18 +71,12 @@ impl Core {
             .success(Op::delete(item))
             .success(Op::delete(returns))
             .success(Op::put(self.keys.undelivered(&head.place), kv.value.clone()));
-        self.transact(txn, Repeat::Harmless).await?;
+        self.session.transact(txn, Repeat::Harmless).await?;
         Ok(true)
     }
 
     pub(super) async fn dead_letters(&self) -> Result<Vec<DeadLetter>> {
-        let all = pb::RangeRequest {
-            key: self.keys.undelivered.clone(),
-            range_end: prefix_end(&self.keys.undelivered),
-            sort_order: SortOrder::Ascend.into(),
-            sort_target: SortTarget::Create.into(),
-            ..Default::default()
-        };
+        let all = by_age(&self.keys.undelivered, 0);
         let range = self.session.client().transport().range(all).await?;
         let letters = range.kvs.into_iter();
         Ok(letters
@@ -109,9 +100,10 @@ impl Core {
         let txn = Txn::new()
             .compare(Compare::create_revision(letter.key.clone()).is(letter.revision))
             .success(Op::delete(letter.key.clone()));
-        let answer = self.transact(instead.into_iter().fold(txn, Txn::success), Repeat::Harmless).await?;
+        let answer =
+            self.session.transact(instead.into_iter().fold(txn, Txn::success), Repeat::Harmless).await?;
         // With an attempt of unknown fate before it, it was most likely that one which found the letter.
-        Ok(answer.reply.succeeded || answer.ambiguous)
+        Ok(answer.value.succeeded || answer.ambiguous)
     }
 
     fn place_of(&self, letter: &DeadLetter) -> Result<Bytes> {

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::core::{Core, Item, Take, found};
+use super::core::{Core, Item};
+use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
@@ -151,8 +152,8 @@ impl Drop for Held {
 
 /// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
 async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: bool) -> Result<()> {
-    let answer = match core.transact(txn.clone(), Repeat::Harmless).await {
-        Ok(answer) if answer.reply.succeeded => return Ok(()),
+    let answer = match core.session.transact(txn.clone(), Repeat::Harmless).await {
+        Ok(answer) if answer.value.succeeded => return Ok(()),
         Ok(answer) => answer,
         Err(error) => {
             // What the server refuses it will refuse again: others may have the item.
@@ -161,7 +162,7 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
             return Err(error);
         }
     };
-    let stands = found(&answer.reply, 0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
+    let stands = answer.value.found(0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
     if ends && stands || !answer.ambiguous {
         return Err(fence.why().await.into());
     }
@@ -186,14 +187,14 @@ fn in_background(core: &Core, txn: Txn) {
 /// still stands, else at the end of the queue. Where it may have been given back before, others may have had it since.
 async fn save(core: &Core, item: &Item, give_back: Txn, in_doubt: bool) {
     let saved = async {
-        let given = core.transact(give_back, Repeat::Harmless).await?;
-        if given.reply.succeeded || given.ambiguous || in_doubt {
-            return Ok(given.reply.succeeded);
+        let given = core.session.transact(give_back, Repeat::Harmless).await?;
+        if given.value.succeeded || given.ambiguous || in_doubt {
+            return Ok(given.value.succeeded);
         }
         let key = core.keys.item(&item.place);
         let put =
             Txn::new().compare(Compare::missing(key.clone())).success(Op::put(key, item.kv.value.clone()));
-        core.transact(put, Repeat::Never).await.map(|answer| answer.reply.succeeded)
+        core.session.transact(put, Repeat::Never).await.map(|answer| answer.value.succeeded)
     };
     match saved.await {
         Ok(true) => {}

@@ -1,15 +1,14 @@
 //! Jobs: items that are lent until they are acknowledged.
 
-use std::ops::Deref;
-
 use bytes::Bytes;
 
 use super::held::Held;
 use crate::error::Result;
 #[cfg(doc)]
 use crate::error::{ErrorKind, Outcome};
+#[cfg(doc)]
 use crate::fence::Fence;
-use crate::session::Session;
+use crate::owned::holder;
 use crate::txn::Op;
 
 /// An item that is lent to a worker, until it is acknowledged. Made by [`Queue::take`](super::Queue::take). Owned and
@@ -61,16 +60,6 @@ impl Job {
         self.held.deliveries()
     }
 
-    /// What is held: a handle that may be cloned and handed on.
-    pub fn fence(&self) -> &Fence {
-        self.held.fence()
-    }
-
-    /// The session that the item is lent to.
-    pub fn session(&self) -> &Session {
-        self.held.session()
-    }
-
     /// Takes the item off the queue for good: one RPC, behind the fence, so that an item that others have had since is
     /// not acknowledged.
     ///
@@ -111,12 +100,4 @@ impl Job {
     }
 }
 
-/// A job is its fence, and the item: [`token`](Fence::token), [`txn`](Fence::txn), [`lost`](Fence::lost) and the rest are
-/// the fence's.
-impl Deref for Job {
-    type Target = Fence;
-
-    fn deref(&self) -> &Fence {
-        self.fence()
-    }
-}
+holder!(Job, held);

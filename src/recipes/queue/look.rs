@@ -5,11 +5,10 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::keys::{Head, Keys};
-use crate::key::prefix_end;
+use crate::key::{name_prefix, prefix_end};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
-use crate::txn::{Op, TxnReply};
-use pb::range_request::{SortOrder, SortTarget};
+use crate::txn::{Op, TxnReply, by_age, count};
 
 /// What is read in a look: claims, the count of those who wait, and the first items.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,15 +51,8 @@ impl Look {
             keys_only: true,
             ..Default::default()
         };
-        let by_age = |prefix: &Bytes| pb::RangeRequest {
-            limit: self.limit,
-            sort_order: SortOrder::Ascend.into(),
-            sort_target: SortTarget::Create.into(),
-            ..all(prefix)
-        };
-        let waiting = Bytes::from([&keys.waiting[..], b"/"].concat());
-        let waiting = pb::RangeRequest { count_only: true, keys_only: false, ..all(&waiting) };
-        let mut ranges = vec![all(&keys.claims), waiting];
+        let by_age = |prefix| pb::RangeRequest { keys_only: true, ..by_age(prefix, self.limit) };
+        let mut ranges = vec![all(&keys.claims), count(&name_prefix(&keys.waiting))];
         match &self.level {
             None => ranges.push(by_age(&keys.items)),
             Some(level) => {

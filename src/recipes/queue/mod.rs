@@ -2,17 +2,22 @@
 
 mod core;
 mod dead;
+mod facade;
 mod held;
 mod job;
 mod keys;
 mod look;
 mod priority;
+mod read;
+mod send;
 mod slip;
+mod take;
 
 use bytes::Bytes;
 
-use self::core::{Core, Take};
+use self::core::Core;
 pub use self::dead::DeadLetter;
+use self::facade::queue;
 pub use self::job::Job;
 pub use self::priority::PriorityQueue;
 use crate::error::Result;
@@ -85,24 +90,6 @@ impl Queue {
         Ok(Self { core: Core::new(session, name.as_ref(), false)? })
     }
 
-    /// Gives an item up that was delivered so often without being acknowledged: it goes to the
-    /// [dead letters](Self::dead_letters). By default items are delivered for ever.
-    ///
-    /// It is a setting of this handle and its clones, and is applied by whoever gives an item back or would take it next:
-    /// let all handles of a queue have the same.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] for zero.
-    pub fn max_deliveries(mut self, deliveries: u32) -> Result<Self> {
-        self.core.set_max_deliveries(deliveries)?;
-        Ok(self)
-    }
-
-    /// The session that items are put and taken with. Items outlive it.
-    pub fn session(&self) -> &Session {
-        &self.core.session
-    }
-
     /// Puts an item at the end of the queue: one RPC.
     ///
     /// # Errors
@@ -115,120 +102,6 @@ impl Queue {
     pub async fn enqueue(&self, value: impl Into<Bytes>) -> Result<()> {
         self.core.enqueue("", value.into()).await
     }
-
-    /// Waits for an item, takes it off the queue and returns its value. Use [`tokio::time::timeout`] for a limit.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Lost`] as soon as the session is lost, with [`Outcome::Unknown`] if an item may have gone with it.
-    /// Whatever keeps the server from answering until the client's request timeout: an item that was taken goes back.
-    ///
-    /// # Cancel safety
-    /// Dropping the future gives up the place among those who wait. An item that was on its way goes back to its place
-    /// in the queue.
-    pub async fn dequeue(&self) -> Result<Bytes> {
-        Ok(self.core.take(Take::Keep).await?.keep())
-    }
-
-    /// Takes the first item off the queue if there is one, before all who wait.
-    ///
-    /// # Errors
-    /// As [`dequeue`](Self::dequeue).
-    ///
-    /// # Cancel safety
-    /// As [`dequeue`](Self::dequeue).
-    pub async fn try_dequeue(&self) -> Result<Option<Bytes>> {
-        Ok(self.core.try_take(Take::Keep).await?.map(held::Held::keep))
-    }
-
-    /// Waits for an item, and borrows it until it is acknowledged. Use [`tokio::time::timeout`] for a limit.
-    ///
-    /// Two RPCs for an item that waits, one for an item that comes, and one for the acknowledgement.
-    ///
-    /// # Errors
-    /// As [`dequeue`](Self::dequeue), but the item never is lost.
-    ///
-    /// # Cancel safety
-    /// As [`dequeue`](Self::dequeue). An item that was on its way goes back to its place, and that does not count as a
-    /// delivery.
-    pub async fn take(&self) -> Result<Job> {
-        self.core.take(Take::Lend).await.map(Job::new)
-    }
-
-    /// Borrows the first item if there is one, before all who wait.
-    ///
-    /// # Errors
-    /// As [`take`](Self::take).
-    ///
-    /// # Cancel safety
-    /// As [`take`](Self::take).
-    pub async fn try_take(&self) -> Result<Option<Job>> {
-        Ok(self.core.try_take(Take::Lend).await?.map(Job::new))
-    }
-
-    /// All items that were given up, the first of them first: one RPC.
-    ///
-    /// # Errors
-    /// As [`peek`](Self::peek).
-    ///
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>> {
-        self.core.dead_letters().await
-    }
-
-    /// Puts a dead letter at the end of the queue, as a new item; false if it is no longer there. One RPC.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] for another queue's letter. Whatever keeps the server from answering until the
-    /// client's request timeout: calling again is harmless.
-    ///
-    /// # Cancel safety
-    /// A letter whose future is dropped may have been moved, or not; calling again is harmless.
-    pub async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
-        self.core.requeue(letter).await
-    }
-
-    /// Deletes a dead letter; false if it is no longer there. One RPC.
-    ///
-    /// # Errors
-    /// As [`requeue`](Self::requeue).
-    ///
-    /// # Cancel safety
-    /// As [`requeue`](Self::requeue).
-    pub async fn discard(&self, letter: &DeadLetter) -> Result<bool> {
-        self.core.discard(letter).await
-    }
-
-    /// The value of the item that would be taken next, if there is one: two RPCs.
-    ///
-    /// # Errors
-    /// Whatever keeps the server from answering until the client's request timeout.
-    ///
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn peek(&self) -> Result<Option<Bytes>> {
-        self.core.peek().await
-    }
-
-    /// How many items wait to be taken; those in somebody's hand are not counted. One RPC.
-    ///
-    /// # Errors
-    /// As [`peek`](Self::peek).
-    ///
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn len(&self) -> Result<u64> {
-        self.core.len().await
-    }
-
-    /// Whether no item waits to be taken. One RPC.
-    ///
-    /// # Errors
-    /// As [`peek`](Self::peek).
-    ///
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
-    }
 }
+
+queue!(Queue);

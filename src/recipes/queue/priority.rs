@@ -4,9 +4,8 @@ use bytes::Bytes;
 
 #[cfg(doc)]
 use super::Queue;
-use super::core::{Core, Take};
-use super::held::Held;
-use super::{DeadLetter, Job};
+use super::core::Core;
+use super::facade::queue;
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -50,20 +49,6 @@ impl PriorityQueue {
         Ok(Self { core: Core::new(session, name.as_ref(), true)? })
     }
 
-    /// As [`Queue::max_deliveries`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn max_deliveries(mut self, deliveries: u32) -> Result<Self> {
-        self.core.set_max_deliveries(deliveries)?;
-        Ok(self)
-    }
-
-    /// The session that items are put and taken with. Items outlive it.
-    pub fn session(&self) -> &Session {
-        &self.core.session
-    }
-
     /// Puts an item behind all of its priority, and before all of greater numbers: one RPC. See [`Queue::enqueue`].
     ///
     /// # Errors
@@ -75,114 +60,6 @@ impl PriorityQueue {
         // Of one width, so that the order of the keys is that of the numbers.
         self.core.enqueue(&format!("{priority:010}/"), value.into()).await
     }
-
-    /// Waits for an item, takes it off the queue and returns its value. See [`Queue::dequeue`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn dequeue(&self) -> Result<Bytes> {
-        Ok(self.core.take(Take::Keep).await?.keep())
-    }
-
-    /// Takes the first item off the queue if there is one. See [`Queue::try_dequeue`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn try_dequeue(&self) -> Result<Option<Bytes>> {
-        Ok(self.core.try_take(Take::Keep).await?.map(Held::keep))
-    }
-
-    /// Waits for an item, and borrows it until it is acknowledged. See [`Queue::take`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn take(&self) -> Result<Job> {
-        self.core.take(Take::Lend).await.map(Job::new)
-    }
-
-    /// Borrows the first item if there is one. See [`Queue::try_take`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn try_take(&self) -> Result<Option<Job>> {
-        Ok(self.core.try_take(Take::Lend).await?.map(Job::new))
-    }
-
-    /// As [`Queue::dead_letters`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>> {
-        self.core.dead_letters().await
-    }
-
-    /// As [`Queue::requeue`]; the priority is kept.
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
-        self.core.requeue(letter).await
-    }
-
-    /// As [`Queue::discard`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn discard(&self, letter: &DeadLetter) -> Result<bool> {
-        self.core.discard(letter).await
-    }
-
-    /// The value of the item that would be taken next, if there is one: two RPCs, or three. See [`Queue::peek`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn peek(&self) -> Result<Option<Bytes>> {
-        self.core.peek().await
-    }
-
-    /// How many items wait to be taken. See [`Queue::len`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn len(&self) -> Result<u64> {
-        self.core.len().await
-    }
-
-    /// Whether no item waits to be taken. See [`Queue::is_empty`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Cancel safety
-    /// As there.
-    pub async fn is_empty(&self) -> Result<bool> {
-        Ok(self.len().await? == 0)
-    }
 }
+
+queue!(PriorityQueue);

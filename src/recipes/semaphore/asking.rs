@@ -54,12 +54,9 @@ impl<'a> Asking<'a> {
             1 => vec![key],
             _ => (0..permits).map(|n| Bytes::from([&key, format!(".{n}").as_bytes()].concat())).collect(),
         };
-        let asked = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).read(by_youth(
-            &of.queue,
-            i64::from(permits) + 1,
-            0,
-        ));
-        let Planned { owned, found, reply } = asked.put().await?;
+        let youngest = by_youth(&of.queue, i64::from(permits) + 1, 0);
+        let plan = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).read(youngest);
+        let Planned { owned, found, reply } = plan.put().await?;
         let place = owned.ok_or_else(|| unexpected("keys were neither put nor found"))?;
         let limit = of.limit.read(reply.inner_kvs(0).unwrap_or_default().first())?;
         if permits > limit {
