@@ -15,7 +15,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::txn::{Compare, Op, Txn, TxnReply, revision};
 use crate::watch::Watch;
 
 /// What is held: a key of a session, of one incarnation. Every guard dereferences to its fence.
@@ -169,9 +169,7 @@ impl Fence {
     async fn stands(&self) -> Result<Option<i64>> {
         let request = pb::RangeRequest { key: self.0.key.clone(), keys_only: true, ..Default::default() };
         let range = self.0.client.transport().range(request).await?;
-        let missing =
-            || Error::protocol("a range's answer without header", Outcome::NotApplied).at("KV/Range");
-        let revision = range.header.as_ref().ok_or_else(missing)?.revision;
+        let revision = revision(&range)?;
         Ok(range.kvs.first().is_some_and(|kv| self.is_this(kv)).then_some(revision))
     }
 

@@ -27,8 +27,14 @@ pub(crate) fn owner_key(prefix: &[u8], lease: i64) -> Bytes {
 /// A key that a session puts once and never again: that of its [owner](owner_key), and 64 random bits.
 pub(crate) fn unique_key(prefix: &[u8], lease: i64) -> Bytes {
     let mut key = owner_key(prefix, lease).to_vec();
-    key.extend_from_slice(format!("-{:016x}", fastrand::u64(..)).as_bytes());
+    key.push(b'-');
+    key.extend_from_slice(drawn().as_bytes());
     key.into()
+}
+
+/// What nobody else draws: 64 random bits in hex.
+pub(crate) fn drawn() -> String {
+    format!("{:016x}", fastrand::u64(..))
 }
 
 /// The prefix of a name: the name and a slash, so that `job` does not reach into `job2`.

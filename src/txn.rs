@@ -9,7 +9,7 @@ use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
-pub(crate) use ranges::{by_age, by_youth, count};
+pub(crate) use ranges::{by_age, by_youth, count, revision};
 pub use reply::TxnReply;
 pub(crate) use reply::unexpected;
 

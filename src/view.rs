@@ -17,7 +17,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Op, Txn, TxnReply};
+use crate::txn::{self, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch, Watcher, second_look};
 
 /// A live copy of keys.
@@ -98,11 +98,7 @@ impl View {
         mut shows: impl FnMut(&Self) -> Option<T>,
     ) -> Result<T> {
         loop {
-            tokio::select! {
-                biased;
-                reason = session.lost() => return Err(reason.into()),
-                changed = self.changed() => changed?,
-            }
+            session.unless_lost(self.changed()).await?;
             if let Some(shown) = shows(self) {
                 // What shows it may have been on its way for longer than the session lasts.
                 session.check()?;
@@ -259,9 +255,7 @@ async fn range(client: &Client, ranges: Vec<pb::RangeRequest>) -> Result<(i64, V
     let transport = client.transport();
     if let [one] = &ranges[..] {
         let answer = transport.range(one.clone()).await?;
-        let missing =
-            || Error::protocol("a range's answer without header", Outcome::NotApplied).at("KV/Range");
-        return Ok((answer.header.as_ref().ok_or_else(missing)?.revision, vec![answer]));
+        return Ok((txn::revision(&answer)?, vec![answer]));
     }
     let asked = ranges.len();
     let txn = ranges.into_iter().fold(Txn::new(), |txn, range| txn.success(Op::from(range)));

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::key::drawn;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -107,7 +108,7 @@ impl Barrier {
     }
 
     async fn put(self) -> Result<Hold> {
-        let mark = Bytes::from(format!("{:016x}", fastrand::u64(..)));
+        let mark = Bytes::from(drawn());
         let put = Txn::new()
             .compare(Compare::missing(self.key.clone()))
             .success(Op::put(self.key.clone(), mark.clone()))

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::mismatch;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::key::drawn;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, Repeat};
@@ -178,8 +180,7 @@ impl Counter {
 
     /// Writes where nothing was written since `seen`. Tells whether it was written, and what is there then.
     async fn write(&self, seen: Seen, value: i64) -> Result<(bool, Option<Seen>)> {
-        let mark = format!("{:016x}", fastrand::u64(..));
-        let put = Bytes::from(format!("{value} {mark}"));
+        let put = Bytes::from(format!("{value} {}", drawn()));
         let txn = Txn::new()
             .compare(Compare::mod_revision(self.key.clone()).is(seen.revision))
             .success(Op::put(self.key.clone(), put.clone()))
@@ -231,10 +232,7 @@ impl TryFrom<&KeyValue> for Seen {
         let text = String::from_utf8_lossy(&kv.value);
         match text.split_ascii_whitespace().next().map(str::parse) {
             Some(Ok(value)) => Ok(Self { value, revision: kv.mod_revision }),
-            _ => {
-                let found = text.into_owned();
-                Err(Error::new(ErrorKind::Mismatch { what: "number", found }, Outcome::NotApplied))
-            }
+            _ => Err(mismatch("number", kv)),
         }
     }
 }

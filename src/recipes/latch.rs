@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{below, not_zero};
+use super::{below, mismatch, not_zero};
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::key::drawn;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -158,7 +159,7 @@ impl CountDownLatch {
     }
 
     async fn put(self) -> Result<u32> {
-        let own = Bytes::from([&self.downs[..], format!("{:016x}", fastrand::u64(..)).as_bytes()].concat());
+        let own = Bytes::from([&self.downs[..], drawn().as_bytes()].concat());
         let mut ambiguous = false;
         loop {
             let round = self.begun().await.map_err(|error| unknown_if(ambiguous, error))?;
@@ -247,8 +248,7 @@ impl CountDownLatch {
         if total.value == self.value() {
             return Ok(());
         }
-        let found = String::from_utf8_lossy(&total.value).into_owned();
-        Err(Error::new(ErrorKind::Mismatch { what: "count", found }, Outcome::NotApplied))
+        Err(mismatch("count", total))
     }
 
     fn value(&self) -> Bytes {

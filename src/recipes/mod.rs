@@ -12,8 +12,9 @@ mod semaphore;
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::name_prefix;
+use crate::pb::mvccpb::KeyValue;
 use crate::waitlist::checked;
 pub use barrier::Barrier;
 pub use counter::Counter;
@@ -33,4 +34,10 @@ fn below<const N: usize>(name: &[u8], parts: [&str; N]) -> Result<[Bytes; N]> {
 
 fn not_zero(what: &'static str, number: u32) -> Result<()> {
     if number == 0 { Err(Error::invalid(what, "it is zero")) } else { Ok(()) }
+}
+
+/// The error for a key that says something else than it should.
+fn mismatch(what: &'static str, found: &KeyValue) -> Error {
+    let found = String::from_utf8_lossy(&found.value).into_owned();
+    Error::new(ErrorKind::Mismatch { what, found }, Outcome::NotApplied)
 }

@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::transport::Transport;
 use crate::transport::retry::Repeat;
-use crate::txn::{Op, Txn, TxnReply};
+use crate::txn::{self, Op, Txn, TxnReply};
 
 /// One attempt of a [run](super::Stm::run): reads the store, and gathers what is to be written.
 ///
@@ -272,8 +272,8 @@ impl Attempt {
         let request = |span: &Span| pb::RangeRequest { revision, serializable, ..span.request() };
         if let [span] = &spans[..] {
             let range = self.transport.range(request(span)).await?;
-            let header = range.header.ok_or_else(|| unexpected("a range's answer without header"))?;
-            return Ok((vec![(span.clone(), range.kvs)], header.revision));
+            let revision = txn::revision(&range)?;
+            return Ok((vec![(span.clone(), range.kvs)], revision));
         }
         let gets = spans.iter().map(|span| Op::from(request(span)));
         let txn = gets.fold(Txn::new(), Txn::success);

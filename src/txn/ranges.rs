@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::error::{Error, Outcome, Result};
 use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use pb::range_request::{SortOrder, SortTarget};
@@ -21,6 +22,12 @@ pub(crate) fn by_age(prefix: &Bytes, limit: i64) -> pb::RangeRequest {
 /// The keys that were created last, the youngest first; where it is not 0, of those up to a create_revision.
 pub(crate) fn by_youth(prefix: &Bytes, limit: i64, max_create_revision: i64) -> pb::RangeRequest {
     pb::RangeRequest { sort_order: SortOrder::Descend.into(), max_create_revision, ..by_age(prefix, limit) }
+}
+
+/// The revision that an answer is of.
+pub(crate) fn revision(answer: &pb::RangeResponse) -> Result<i64> {
+    let missing = || Error::protocol("a range's answer without header", Outcome::NotApplied).at("KV/Range");
+    answer.header.as_ref().map(|header| header.revision).ok_or_else(missing)
 }
 
 /// How many keys there are.

@@ -104,11 +104,7 @@ impl Step for Following {
             if let Some(change) = self.queue.pop_front() {
                 return Ok(change);
             }
-            let changes = tokio::select! {
-                biased;
-                reason = self.session.lost() => return Err(reason.into()),
-                changes = self.view.changes() => changes?,
-            };
+            let changes = self.session.unless_lost(self.view.changes()).await?;
             if !self.told {
                 self.told = true;
                 let all = changes.into_iter().map(|change| match change {

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use super::super::mismatch;
+use crate::error::Result;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -43,12 +44,9 @@ impl Limit {
         let text = String::from_utf8_lossy(&kv.value);
         let mut numbers = text.split(' ').map(str::parse::<u32>);
         match (numbers.next(), numbers.next()) {
-            (Some(Ok(made)), now) if made == self.made => match now {
-                None => Ok(made),
-                Some(Ok(now)) => Ok(now),
-                Some(Err(_)) => Err(mismatch(&text)),
-            },
-            _ => Err(mismatch(&text)),
+            (Some(Ok(made)), None) if made == self.made => Ok(made),
+            (Some(Ok(made)), Some(Ok(now))) if made == self.made => Ok(now),
+            _ => Err(mismatch("number of permits", kv)),
         }
     }
 
@@ -77,9 +75,4 @@ impl Limit {
             seen = found.map_or(0, |kv| kv.mod_revision);
         }
     }
-}
-
-fn mismatch(found: &str) -> Error {
-    let found = found.to_owned();
-    Error::new(ErrorKind::Mismatch { what: "number of permits", found }, Outcome::NotApplied)
 }
