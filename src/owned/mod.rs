@@ -180,7 +180,9 @@ impl Owned {
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
         let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        self.fences.iter().for_each(|fence| fence.fall(LostReason::Released));
+        // What was lost before stays lost for its own reason.
+        let stand = self.fences.iter().filter(|fence| fence.is_valid());
+        stand.for_each(|fence| fence.fall(LostReason::Released));
         Some(leave)
     }
 }

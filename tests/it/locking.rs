@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use etcd_concurrency::{
-    Client, Compare, ErrorKind, LostReason, Mutex, MutexGuard, Op, Outcome, Session, Txn,
+    Client, Compare, ErrorKind, LostReason, Membership, Mutex, MutexGuard, Op, Outcome, Session, Txn,
 };
 use tokio::task::JoinHandle;
 
@@ -169,6 +169,21 @@ on_every_backend! {
         let error = held.unlock().await.unwrap_err();
         assert_eq!(error.lost_reason(), Some(LostReason::Closed));
         assert!(next.is_valid());
+    }
+
+    /// The guard was lost with its session; whoever held on to its fence was told, once the guard had been dropped, that
+    /// it had been released.
+    async fn a_fence_that_outlives_a_lost_guard_tells_why_it_was_lost(backend: Backend) {
+        let session = session(&backend.client()).await;
+        let group = Membership::new(&session, backend.key("group")).unwrap();
+        let (guard, member) = (mutex(&session, &backend.key("lock")), group.join(""));
+        let (guard, member) = (guard.lock().await.unwrap(), member.await.unwrap());
+        let fences = [guard.fence().clone(), member.fence().clone()];
+        session.close().await.unwrap();
+        drop((guard, member));
+        for fence in fences {
+            assert_eq!(fence.lost().await, LostReason::Closed, "{fence:?}");
+        }
     }
 
     async fn a_revoked_lease_is_told_and_its_writes_are_refused(backend: Backend) {
