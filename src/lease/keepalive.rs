@@ -27,8 +27,8 @@ pub(super) struct KeepAlive {
     /// For each lease, when its clock wants to be looked at.
     timers: DelayQueue<i64>,
     stream: Option<Stream>,
-    /// Leases with a keep-alive under way on the present stream, the oldest first.
-    unanswered: VecDeque<i64>,
+    /// The keep-alives under way on the present stream, the oldest first: each lease's are answered in their order.
+    unanswered: VecDeque<Asked>,
     backoff: Backoff,
     /// No stream is opened before this.
     not_before: Option<Instant>,
@@ -39,6 +39,13 @@ pub(super) struct KeepAlive {
 struct Kept {
     lease: Arc<Lease>,
     timer: delay_queue::Key,
+}
+
+/// A keep-alive under way.
+struct Asked {
+    id: i64,
+    /// The lease was given up since. It may be adopted again, and asked for again, before this is answered.
+    forgotten: bool,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Streaming<LeaseKeepAliveResponse>>> + Send>>;
@@ -84,12 +91,15 @@ impl KeepAlive {
         let mut tick = ticks();
         loop {
             let event = self.wait(&mut tick).await;
+            if let Event::Timer(id) = &event {
+                self.timer_fired(*id);
+            }
             self.notice_suspension();
             match event {
                 Event::Command(Some(Command::Keep(lease))) => self.keep(lease),
                 Event::Command(Some(Command::Forget(id))) => self.forget(id),
                 Event::Command(None) => return,
-                Event::Timer(id) => self.look_at(id),
+                Event::Timer(id) => self.look_at_now(id),
                 Event::Answer(Ok(answer)) => self.answered(&answer),
                 Event::Answer(Err(error)) => self.broken(&error),
                 Event::Tick => {}
@@ -131,14 +141,17 @@ impl KeepAlive {
         }
         if let Some(kept) = self.kept.remove(&id) {
             self.timers.try_remove(&kept.timer);
+            self.unanswered
+                .iter_mut()
+                .filter(|asked| asked.id == id)
+                .for_each(|asked| asked.forgotten = true);
         }
     }
 
-    /// A lease's timer fired.
-    fn look_at(&mut self, id: i64) {
+    /// A lease's timer is no longer one: the lease gets another, to be set when it is looked at.
+    fn timer_fired(&mut self, id: i64) {
         if let Some(kept) = self.kept.get_mut(&id) {
             kept.timer = self.timers.insert(id, FAR);
-            self.look_at_now(id);
         }
     }
 
@@ -191,7 +204,7 @@ impl KeepAlive {
         lease.with_clock(|clock, now| clock.on_send(now));
         // A stream whose receiver is gone tells so by its answers.
         let _ = stream.requests.send(LeaseKeepAliveRequest { id: lease.id() });
-        self.unanswered.push_back(lease.id());
+        self.unanswered.push_back(Asked { id: lease.id(), forgotten: false });
     }
 
     fn open_stream(&mut self) {
@@ -207,10 +220,12 @@ impl KeepAlive {
     fn answered(&mut self, answer: &LeaseKeepAliveResponse) {
         self.backoff.reset();
         self.not_before = None;
-        if let Some(at) = self.unanswered.iter().position(|&id| id == answer.id) {
-            self.unanswered.remove(at);
+        let asked = self.unanswered.iter().position(|asked| asked.id == answer.id);
+        let asked = asked.and_then(|at| self.unanswered.remove(at));
+        // An answer for a lease that was given up in the meantime; adopted again, it was asked for later.
+        if asked.is_some_and(|asked| asked.forgotten) {
+            return;
         }
-        // An answer for a lease that was given up in the meantime.
         let Some(lease) = self.kept.get(&answer.id).map(|kept| kept.lease.clone()) else { return };
         match lease.with_clock(|clock, now| clock.on_answer(answer.ttl, now)) {
             Answer::Renewed => lease.resume(),
@@ -244,7 +259,9 @@ impl KeepAlive {
             }
             _ => None,
         };
-        if let Some(lease) = culprit.and_then(|id| self.kept.get(&id)).map(|kept| kept.lease.clone()) {
+        let culprit = culprit.filter(|asked| !asked.forgotten);
+        if let Some(lease) = culprit.and_then(|asked| self.kept.get(&asked.id)).map(|kept| kept.lease.clone())
+        {
             lease.with_clock(|clock, now| clock.on_break(now + clock.ttl() / 3));
             lease.suspend();
             self.set_timer(&lease);
@@ -259,8 +276,8 @@ impl KeepAlive {
         }
         let pause = self.backoff.next();
         self.not_before = Some(Instant::now() + pause);
-        for id in std::mem::take(&mut self.unanswered) {
-            let Some(lease) = self.kept.get(&id).map(|kept| kept.lease.clone()) else { continue };
+        for asked in std::mem::take(&mut self.unanswered).into_iter().filter(|asked| !asked.forgotten) {
+            let Some(lease) = self.kept.get(&asked.id).map(|kept| kept.lease.clone()) else { continue };
             lease.with_clock(|clock, now| clock.on_break(now));
             lease.suspend();
             self.set_timer(&lease);

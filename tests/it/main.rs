@@ -19,6 +19,7 @@ mod garbage;
 mod harness;
 mod hostile;
 mod house;
+mod keeping;
 mod locking;
 mod outages;
 mod pauses;

@@ -1,0 +1,56 @@
+//! How leases are kept alive, on the fake and its paused clock.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::{Client, Session};
+use tokio::time::{sleep, timeout};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// The first to wake after a machine's sleep was the timer of a lease. That the machine had slept was noticed before the
+/// timer was seen to, and setting it again, while it was none, took the task down, and with it every session.
+#[tokio::test(start_paused = true)]
+async fn a_timer_that_fires_first_after_a_sleep_is_seen_to() {
+    let (fake, slept) = (FakeEtcd::start(), Arc::new(AtomicU64::new(0)));
+    let told = slept.clone();
+    let builder = Client::builder().service(fake.service());
+    let client = builder.suspended_time(move || S(told.load(Ordering::SeqCst))).connect().await.unwrap();
+    let session = Session::builder(&client).ttl(S(9)).open().await.unwrap();
+    // The keep-alive is due after a third of the TTL.
+    sleep(MS(2_999)).await;
+    slept.store(1, Ordering::SeqCst);
+    sleep(S(60)).await;
+    assert!(session.is_valid(), "{session:?}");
+    assert_eq!(fake.leases(), 1);
+}
+
+/// A lease was given up while its keep-alive was under way, and adopted again. The answer to the old keep-alive was taken
+/// for that of the new one, and counted from when that was sent: the session was believed in for longer than the server
+/// had promised.
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_an_earlier_owner_proves_nothing() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    // It keeps the stream open.
+    let _other = Session::open(&client).await.unwrap();
+    let first = Session::builder(&client).ttl(S(6)).open().await.unwrap();
+    let late = fake.fault(On::response(Rpc::LeaseKeepAlive), Do::delay(MS(1_500)));
+    sleep(MS(2_100)).await;
+    let lease = first.orphan();
+    late.remove();
+    // Renewed after two seconds, the lease ends after eight.
+    sleep(MS(900)).await;
+    fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    let adopting = Session::builder(&client).lease(lease).open();
+    let adopted = timeout(S(5), adopting).await;
+    sleep(S(1)).await;
+    let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
+    assert!(!believed || fake.snapshot().lease(lease).is_some(), "{}", fake.history());
+    sleep(S(30)).await;
+    let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
+    assert!(!believed);
+}
