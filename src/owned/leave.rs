@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 
+use crate::client::Client;
 use crate::error::Result;
 use crate::lease::Turn;
+use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn};
+use crate::txn::{Compare, Op, Txn, TxnReply};
 
 /// Keys of a session, that go together.
 #[derive(Debug)]
@@ -56,10 +58,7 @@ impl Leave {
     pub(super) fn settle(self) {
         let cleanup = self.session.cleanup().clone();
         cleanup.spawn(async move {
-            // Of whichever incarnation, if they are there.
-            let take_back =
-                || delete_each(&self.keys, |key| Compare::lease(key.clone()).is(self.session.lease()));
-            let work = || async { self.session.transact(take_back(), Repeat::Harmless).await.map(drop) };
+            let work = || take_back(self.session.client(), &self.keys, self.session.lease());
             self.session.settle(WHAT, work).await;
             self.look_again();
         });
@@ -73,8 +72,8 @@ impl Leave {
     }
 
     async fn delete(&self, create_revision: i64) -> Result<bool> {
-        let ours = |key: &Bytes| Compare::create_revision(key.clone()).is(create_revision);
-        let answer = self.session.transact(delete_each(&self.keys, ours), Repeat::Harmless).await?;
+        let ours: Vec<_> = self.keys.iter().map(|key| (key.clone(), create_revision)).collect();
+        let answer = self.session.transact(delete_each(&ours), Repeat::Harmless).await?;
         let reply = answer.value;
         let deleted =
             reply.succeeded && (0..self.keys.len()).all(|index| reply.inner_succeeded(index) != Some(false));
@@ -92,15 +91,34 @@ impl Leave {
                 Some(name) => Some(lease.locals().turn(name).await),
                 None => None,
             };
-            let txn = delete_each(&keys, |key| Compare::lease(key.clone()).is(lease.id()));
-            client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
+            take_back(&client, &keys, lease.id()).await
         });
     }
 }
 
-/// Deletes each key for which the compare holds.
-fn delete_each(keys: &[Bytes], compare: impl Fn(&Bytes) -> Compare) -> Txn {
-    let delete = |key: &Bytes| Txn::new().compare(compare(key)).success(Op::delete(key.clone()));
+/// Deletes those keys that are there with a lease: each as it was found, since a delete may arrive when it has been
+/// given up, and meet the key of the one whose turn it is by then.
+async fn take_back(client: &Client, keys: &[Bytes], lease: i64) -> Result<()> {
+    let read = keys.iter().fold(Txn::new(), |txn, key| txn.success(Op::get(key.clone())));
+    let reply = TxnReply::try_from(client.transport().txn(read.into(), Repeat::Read).await?.value)?;
+    let mut there = Vec::new();
+    for index in 0..keys.len() {
+        there.extend(reply.found(index)?.iter().filter(|kv| kv.lease == lease));
+    }
+    if there.is_empty() {
+        return Ok(());
+    }
+    let created = |kv: &&KeyValue| (kv.key.clone(), kv.create_revision);
+    let txn = delete_each(&there.iter().map(created).collect::<Vec<_>>());
+    client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
+}
+
+/// Deletes each key that still is of its create_revision.
+fn delete_each(keys: &[(Bytes, i64)]) -> Txn {
+    let delete = |(key, created): &(Bytes, i64)| {
+        let ours = Compare::create_revision(key.clone()).is(*created);
+        Txn::new().compare(ours).success(Op::delete(key.clone()))
+    };
     match keys {
         [key] => delete(key),
         keys => keys.iter().fold(Txn::new(), |all, key| all.success(Op::txn(delete(key)))),

@@ -79,6 +79,29 @@ async fn an_acquire_of_unknown_fate_is_taken_back() {
     mutex(&session).lock().await.unwrap().unlock().await.unwrap();
 }
 
+/// What took back a key of unknown fate deleted whatever key the session had there. Given up and sent again, the first
+/// request could still arrive when the next task had the lock, and took it away under its hands.
+#[tokio::test(start_paused = true)]
+async fn a_straggling_take_back_hits_no_later_holder() {
+    let fake = FakeEtcd::start();
+    let client = Client::builder().service(fake.service()).request_timeout(S(2)).connect().await.unwrap();
+    let session = Session::builder(&client).ttl(S(60)).open().await.unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::lose_reply());
+    let error = mutex(&session).lock().await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    lost.remove();
+    let late = fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::delay(S(3)));
+    let guard = mutex(&session).lock().await.unwrap();
+    // It had to be sent once more.
+    assert_eq!(late.hits(), 1);
+    tokio::time::sleep(S(3)).await;
+    let key = fake.snapshot().get(guard.key()).map(|kv| kv.create_revision);
+    assert_eq!(key, Some(guard.token()), "{}", fake.history());
+    // Nor does what looks for a key that came late.
+    tokio::time::sleep(S(30)).await;
+    guard.unlock().await.unwrap();
+}
+
 /// A request that is applied long after everybody gave it up (it stood in a queue between members, say): the key that
 /// it leaves is found and deleted.
 #[tokio::test(start_paused = true)]
