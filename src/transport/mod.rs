@@ -225,7 +225,9 @@ impl Transport {
         let mut route = Route::default();
         loop {
             let deadline = retry.attempt_deadline(Instant::now());
-            let failed = match timeout_at(deadline, attempt(route.clone())).await {
+            // Boxed: it would be most of the size of all futures above, which mostly wait for something else.
+            let attempt = Box::pin(attempt(route.clone()));
+            let failed = match timeout_at(deadline, attempt).await {
                 Ok(Ok(response)) => {
                     let value = response.into_inner();
                     return Ok(Answer { value, ambiguous: retry.ambiguous() });

@@ -116,7 +116,8 @@ impl Line {
         predecessor: Predecessor,
     ) -> Result<Standing> {
         let session = place.session().clone();
-        session.unless_lost(self.watch(order, place, predecessor)).await
+        // Boxed, since most who ask for a turn need not wait.
+        session.unless_lost(Box::pin(self.watch(order, place, predecessor))).await
     }
 
     async fn watch<L: Look>(

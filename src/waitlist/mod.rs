@@ -143,7 +143,7 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>
     let (found, reply) = (planned.found, planned.reply);
     let Some(place) = planned.owned else { return Ok(None) };
     if let Some(kv) = found.as_ref().filter(|kv| kv.value != value) {
-        replace(&place, kv, value).await?;
+        Box::pin(replace(&place, kv, value)).await?;
     }
     let mut standings = Vec::with_capacity(lines.len());
     for (index, line) in lines.iter().enumerate() {
@@ -151,7 +151,7 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>
         let standing = line.standing(reply.range(index)?, token, found.is_none(), revision)?;
         standings.push(match standing {
             Some(standing) => standing,
-            None => line.look(&place).await?,
+            None => Box::pin(line.look(&place)).await?,
         });
     }
     Ok(Some((place, standings)))
