@@ -1,0 +1,103 @@
+//! Who holds what, at this very moment, by what each holder's session says: never too many, and tokens grow.
+
+use std::collections::BTreeMap;
+
+use etcd_concurrency::{Fence, Session};
+
+use crate::world::World;
+
+/// How something is held.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Mode {
+    Alone,
+    Shared,
+    /// So many of so many permits.
+    Permits(u32, u32),
+}
+
+#[derive(Default)]
+pub(crate) struct Held {
+    entries: BTreeMap<u64, Entry>,
+    /// The greatest token so far that was held alone, and in any mode, for each name.
+    tokens: BTreeMap<String, (i64, i64)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    mode: Mode,
+    fence: Fence,
+    lease: i64,
+}
+
+/// What is held from here on. None where it was lost already, or taken away behind its owner's back.
+pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, session: &Session) -> Option<u64> {
+    let lease = session.lease();
+    if world.is_taken(lease, fence.token()) {
+        return None;
+    }
+    if !fence.is_valid() {
+        // Nothing runs between the crate's own look at its clock and this one.
+        world.violate(format!("{name} was handed out, and is lost: {fence:?}"));
+        return None;
+    }
+    world.count("held");
+    let snapshot = world.fake.snapshot();
+    if snapshot.lease(lease).is_none() {
+        world.violate(format!("{name} is held by a lease {lease:x} that has ended: {fence:?}"));
+    }
+    if snapshot.get(fence.key()).is_none_or(|kv| kv.create_revision != fence.token()) {
+        world.violate(format!("{name} is held by a key that is not there: {fence:?}"));
+    }
+    let held = &mut *world.held.borrow_mut();
+    held.entries
+        .retain(|_, entry| entry.fence.is_valid() && !world.is_taken(entry.lease, entry.fence.token()));
+    let mut permits = 0;
+    for entry in held.entries.values().filter(|entry| entry.name == name) {
+        match (mode, entry.mode) {
+            (Mode::Shared, Mode::Shared) => {}
+            (Mode::Permits(..), Mode::Permits(theirs, _)) => permits += theirs,
+            _ => world.violate(format!("{name} is held twice: {mode:?} {fence:?} beside {entry:?}")),
+        }
+    }
+    if let Mode::Permits(ours, limit) = mode
+        && permits + ours > limit
+    {
+        world.violate(format!("{name}: {ours} permits beside {permits} of {limit}: {fence:?}"));
+    }
+    let (alone, any) = held.tokens.entry(name.to_owned()).or_default();
+    let before = if mode == Mode::Alone { *any } else { *alone };
+    if fence.token() <= before && !matches!(mode, Mode::Permits(..)) {
+        world.violate(format!("{name}: the token {} comes after {before}, {mode:?}", fence.token()));
+    }
+    *any = fence.token().max(*any);
+    if mode == Mode::Alone {
+        *alone = fence.token().max(*alone);
+    }
+    let id = world.id();
+    held.entries.insert(id, Entry { name: name.to_owned(), mode, fence: fence.clone(), lease });
+    Some(id)
+}
+
+/// Whoever believes in a session now is right: the server has its lease.
+pub(crate) fn believed(world: &World, session: &Session) {
+    let lease = session.lease();
+    if session.is_valid() && !world.is_taken(lease, 0) && world.fake.snapshot().lease(lease).is_none() {
+        world.violate(format!("a session is valid whose lease {lease:x} has ended: {session:?}"));
+    }
+}
+
+/// It is shared from here on.
+pub(crate) fn share(world: &World, id: Option<u64>) {
+    let held = &mut *world.held.borrow_mut();
+    if let Some(entry) = id.and_then(|id| held.entries.get_mut(&id)) {
+        entry.mode = Mode::Shared;
+    }
+}
+
+/// It is held no longer.
+pub(crate) fn leave(world: &World, id: Option<u64>) {
+    if let Some(id) = id {
+        world.held.borrow_mut().entries.remove(&id);
+    }
+}

@@ -1,0 +1,49 @@
+//! What is left when the dust has settled: nothing but data.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::log::{COUNTER, GUARDED, text};
+use crate::world::World;
+
+/// What may stay. Everything else belongs to somebody who is gone.
+const DATA: [&str; 5] = [GUARDED, "stm/", "queue/items/", "queue/returns/", "semaphore/limit"];
+
+/// Waits until nothing is left, and tells what is.
+pub(crate) async fn settled(world: &World, tasks: usize) -> Result<(), String> {
+    let mut left = String::new();
+    // Longer than any lease, and than any request that may straggle.
+    for _ in 0..120 {
+        left = look(world, tasks);
+        if left.is_empty() {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    Err(format!("left behind:{left}"))
+}
+
+fn look(world: &World, tasks: usize) -> String {
+    let fake = &world.fake;
+    let mut left = String::new();
+    for kv in fake.snapshot().keys {
+        let key = text(&kv.key);
+        if key != COUNTER && !DATA.iter().any(|data| key.starts_with(data)) {
+            left += &format!(" {key}");
+        }
+    }
+    let now = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    // The record is one watcher, on one stream.
+    for (what, there, most) in [
+        ("leases", fake.leases(), 0),
+        ("watchers", fake.watchers(), 1),
+        ("streams", fake.streams(), 1),
+        ("tasks", now, tasks),
+    ] {
+        if there > most {
+            left += &format!(" {there} {what}");
+        }
+    }
+    left
+}

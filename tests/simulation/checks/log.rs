@@ -1,0 +1,165 @@
+//! Replays the record, revision by revision: each write is held against the state that it met.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
+
+use super::record::revision;
+use super::told::{Fate, Told};
+
+pub(crate) type State = BTreeMap<Bytes, KeyValue>;
+
+/// Keys of guarded writes. Their value: what nobody else writes, the token, and the key that must stand.
+pub(crate) const GUARDED: &str = "guarded/";
+/// Keys of the records of STM runs: what nobody else writes, and in the lines after it, what was read.
+pub(crate) const RUNS: &str = "stm/run/";
+pub(crate) const COUNTER: &str = "counter";
+
+/// What is wrong with the record, if anything is.
+pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
+    let mut state = State::new();
+    let mut puts: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    let mut added: BTreeMap<i64, u32> = BTreeMap::new();
+    let mut audits: Vec<_> = told.audits.iter().collect();
+    audits.sort_by_key(|(at, _)| *at);
+    let mut audits = audits.into_iter().peekable();
+    for together in events.chunk_by(|one, other| revision(one) == revision(other)) {
+        while let Some((at, read)) =
+            audits.next_if(|(at, _)| together.first().is_some_and(|event| *at < revision(event)))
+        {
+            consistent(&state, read).map_err(|why| format!("a run that only read, at {at}: {why}"))?;
+        }
+        for kv in together
+            .iter()
+            .filter(|event| event.r#type() == EventType::Put)
+            .filter_map(|event| event.kv.as_ref())
+        {
+            let (key, value) = (text(&kv.key), text(&kv.value));
+            let (id, rest) = value.split_once([' ', '\n']).unwrap_or((&value, ""));
+            if key.starts_with(GUARDED) {
+                guarded(&state, rest)
+                    .map_err(|why| format!("{id}, written at {}, {why}", kv.mod_revision))?;
+            } else if key.starts_with(RUNS) {
+                consistent(&state, rest)
+                    .map_err(|why| format!("{id}, committed at {}, {why}", kv.mod_revision))?;
+            } else if key == COUNTER {
+                let now = number(&kv.value) - state.get(&kv.key).map_or(0, |kv| number(&kv.value));
+                *added.entry(now).or_default() += 1;
+                continue;
+            } else {
+                continue;
+            }
+            puts.entry(id.to_owned()).or_default().push(kv.mod_revision);
+        }
+        for event in together {
+            let Some(kv) = event.kv.clone() else { continue };
+            match event.r#type() {
+                EventType::Put => drop(state.insert(kv.key.clone(), kv)),
+                EventType::Delete => drop(state.remove(&kv.key)),
+            }
+        }
+    }
+    for (at, read) in audits {
+        consistent(&state, read).map_err(|why| format!("a run that only read, at {at}: {why}"))?;
+    }
+    sent(&puts, told)?;
+    for (id, fate) in &told.puts {
+        let at = puts.remove(id).unwrap_or_default();
+        let right = match fate {
+            Fate::Done(None) => at.len() == 1,
+            Fate::Done(Some(revision)) => at == [*revision],
+            Fate::Refused => at.is_empty(),
+            Fate::Unknown => at.len() <= 1,
+        };
+        if !right {
+            return Err(format!("{id} was told of as {fate:?}, and was put at {at:?}"));
+        }
+    }
+    if let Some((id, at)) = puts.pop_first() {
+        return Err(format!("{id} was put at {at:?} by nobody"));
+    }
+    // It begins as a zero.
+    added.remove(&0);
+    for (delta, fate) in &told.added {
+        let times = added.remove(delta).unwrap_or_default();
+        let right = match fate {
+            Fate::Done(_) => times == 1,
+            Fate::Refused => times == 0,
+            Fate::Unknown => times <= 1,
+        };
+        if !right {
+            return Err(format!("{delta} was told of as {fate:?}, and was added {times} times"));
+        }
+    }
+    match added.pop_first() {
+        Some((delta, _)) => Err(format!("{delta} was added by nobody")),
+        None => Ok(()),
+    }
+}
+
+/// Each job that was sent was done once.
+fn sent(puts: &BTreeMap<String, Vec<i64>>, told: &Told) -> Result<(), String> {
+    for (value, fate) in &told.sent {
+        let mine = format!("{value}/");
+        let done: Vec<_> = puts.range(mine.clone()..).take_while(|(id, _)| id.starts_with(&mine)).collect();
+        let right = match fate {
+            Fate::Done(_) => done.len() == 1,
+            Fate::Refused => done.is_empty(),
+            Fate::Unknown => done.len() <= 1,
+        };
+        if !right {
+            return Err(format!("{value} was sent as {fate:?}, and was done as {done:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Written by who holds, and not after: the key of the token stands, and where there is one holder, is the oldest.
+fn guarded(state: &State, behind: &str) -> Result<(), String> {
+    let fence = behind.split_once(' ').and_then(|(token, key)| Some((token.parse::<i64>().ok()?, key)));
+    let Some((token, key)) = fence else { return Err(format!("says {behind:?}")) };
+    if state.get(key.as_bytes()).is_none_or(|kv| kv.create_revision != token) {
+        return Err(format!("is behind {key} of {token}, which was gone"));
+    }
+    let alone = ["mutex/", "election/"].iter().find(|name| key.starts_with(**name));
+    let older = alone.and_then(|name| {
+        let before = |kv: &&KeyValue| kv.key.starts_with(name.as_bytes()) && kv.create_revision < token;
+        state.values().find(before)
+    });
+    match older {
+        Some(older) => Err(format!("is behind {key} of {token}, while {older:?} held")),
+        None => Ok(()),
+    }
+}
+
+/// What a run read is what is there.
+fn consistent(state: &State, read: &str) -> Result<(), String> {
+    for read in read.lines() {
+        let mut words = read.split(' ');
+        let (Some(kind), Some(key)) = (words.next(), words.next()) else { continue };
+        let seen = words.next().unwrap_or_default();
+        let below = || state.values().filter(|kv| kv.key.starts_with(key.as_bytes()));
+        let there = match kind {
+            "key" => state.get(key.as_bytes()).map(|kv| text(&kv.value)).unwrap_or_default(),
+            _ => listed(below().map(|kv| (&kv.key, &kv.value))),
+        };
+        if there != seen {
+            return Err(format!("it had read {read:?}, and there was {there:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values in one word.
+pub(crate) fn listed<'a>(kvs: impl Iterator<Item = (&'a Bytes, &'a Bytes)>) -> String {
+    kvs.map(|(key, value)| format!("{}={},", text(key), text(value))).collect()
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn number(value: &[u8]) -> i64 {
+    text(value).split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}

@@ -1,0 +1,7 @@
+//! What must hold, judged from outside of the crate.
+
+pub(crate) mod held;
+pub(crate) mod left;
+pub(crate) mod log;
+pub(crate) mod record;
+pub(crate) mod told;

@@ -1,0 +1,53 @@
+//! What the actors were told about their writes: to be held against what the server has.
+
+use std::collections::BTreeMap;
+
+use etcd_concurrency::{Error, Outcome};
+
+use crate::world::World;
+
+/// What one was told of a write.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fate {
+    /// It was applied; at this revision, where that was told.
+    Done(Option<i64>),
+    /// It was not applied, and never will be.
+    Refused,
+    /// Nobody knows, or nobody waited for it.
+    Unknown,
+}
+
+impl Fate {
+    pub(crate) fn of(error: &Error) -> Self {
+        match error.outcome() {
+            Outcome::NotApplied => Self::Refused,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Told {
+    /// By the first word of the value: each is put by one actor, once.
+    pub(crate) puts: BTreeMap<String, Fate>,
+    /// What was added to the counter, each another number.
+    pub(crate) added: BTreeMap<i64, Fate>,
+    /// What runs that only read have seen, and at which revision.
+    pub(crate) audits: Vec<(i64, String)>,
+    /// What was put into the queue.
+    pub(crate) sent: BTreeMap<String, Fate>,
+}
+
+impl World {
+    /// A write that is going to be made: of unknown fate until more is told.
+    pub(crate) fn puts(&self, id: &str) {
+        self.told.borrow_mut().puts.insert(id.to_owned(), Fate::Unknown);
+    }
+
+    pub(crate) fn was_put(&self, id: &str, fate: Fate) {
+        if matches!(fate, Fate::Done(_)) {
+            self.count("writes told of");
+        }
+        self.told.borrow_mut().puts.insert(id.to_owned(), fate);
+    }
+}

@@ -1,0 +1,223 @@
+//! What happens in one schedule, all of it drawn from the seed up front: so that it repeats, and so that parts of it can
+//! be left out.
+
+use std::fmt;
+use std::time::Duration;
+
+use etcd_concurrency::fake::Trouble;
+use fastrand::Rng;
+
+use crate::env;
+
+pub(crate) const CLIENTS: [&str; 4] = ["a", "b", "c", "d"];
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// One schedule.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) setup: Setup,
+    pub(crate) actors: Vec<Actor>,
+    pub(crate) events: Vec<Event>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// For how long things go wrong.
+    pub(crate) length: Duration,
+    pub(crate) ttl: Duration,
+    pub(crate) request_timeout: Duration,
+    /// What every message takes, there and back.
+    pub(crate) latency: Duration,
+    pub(crate) auth: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Mutex,
+    Election,
+    RwLock,
+    Semaphore,
+    MultiLock,
+    Stm,
+    Counter,
+    Queue,
+    Adopter,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Mutex,
+        Self::Election,
+        Self::RwLock,
+        Self::Semaphore,
+        Self::MultiLock,
+        Self::Stm,
+        Self::Counter,
+        Self::Queue,
+        Self::Adopter,
+    ];
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Actor {
+    pub(crate) kind: Kind,
+    pub(crate) client: usize,
+    /// Which of its client's sessions it shares with others.
+    pub(crate) slot: usize,
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) at: Duration,
+    pub(crate) what: What,
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    Fake(Trouble),
+    /// Some of a client's calls arrive late, even after it has given them up; others overtake them.
+    Straggle {
+        client: usize,
+        share: f64,
+        delay: Duration,
+        lasts: Duration,
+    },
+    /// Some of a client's calls are applied and answered late.
+    AnswerLate {
+        client: usize,
+        share: f64,
+        delay: Duration,
+        lasts: Duration,
+    },
+    /// The answers on a client's keep-alive streams are late.
+    KeepAliveLate {
+        client: usize,
+        delay: Duration,
+        lasts: Duration,
+    },
+    /// Some of a client's calls are applied and never answered.
+    Hang {
+        client: usize,
+        share: f64,
+        lasts: Duration,
+    },
+    /// The server ends a lease; which of them, is counted round.
+    EndLease {
+        number: usize,
+        revoke: bool,
+    },
+    /// Somebody deletes a key of those who hold or wait.
+    BreakKey {
+        number: usize,
+    },
+    /// A client's machine sleeps: its clock jumps.
+    Suspend {
+        client: usize,
+        slept: Duration,
+    },
+    /// What a client's process does stands still, but for what the crate does in the background.
+    Freeze {
+        client: usize,
+        lasts: Duration,
+    },
+    /// All processes stand still; the server does not.
+    StopAll {
+        lasts: Duration,
+    },
+    /// A session is closed under those who use it.
+    Close {
+        client: usize,
+        slot: usize,
+    },
+}
+
+impl Plan {
+    pub(crate) fn drawn(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let length = Duration::from_secs(rng.u64(15..30));
+        let setup = Setup {
+            length,
+            ttl: Duration::from_secs(rng.u64(2..7)),
+            request_timeout: rng.choice([MS(1_500), MS(3_000), MS(10_000)]).unwrap_or(MS(3_000)),
+            latency: rng.choice([MS(0), MS(1), MS(5), MS(60)]).unwrap_or(MS(1)),
+            auth: rng.u8(0..6) == 0,
+        };
+        let mut kinds = rng.choose_multiple(Kind::ALL, 2);
+        if let Some(only) = env::<String>("SIM_KIND") {
+            let named = Kind::ALL.into_iter().find(|kind| format!("{kind:?}") == only);
+            kinds = vec![named.unwrap_or_else(|| panic!("no kind {only}"))];
+        }
+        let actors = (0..rng.usize(6..10)).map(|n| Actor {
+            kind: kinds[n % kinds.len()],
+            client: rng.usize(0..CLIENTS.len()),
+            slot: rng.usize(0..2),
+            seed: rng.u64(..),
+        });
+        let actors = actors.collect();
+        let mut events = Vec::new();
+        let mut at = Duration::ZERO;
+        loop {
+            at += length.mul_f64(rng.f64() / 6.0);
+            if at >= length {
+                return Self { seed, setup, actors, events };
+            }
+            let lasts = (length - at).min(length / 4).mul_f64(rng.f64());
+            events.push(Event { at, what: What::drawn(&mut rng, lasts) });
+        }
+    }
+}
+
+impl What {
+    fn drawn(rng: &mut Rng, lasts: Duration) -> Self {
+        let client = rng.usize(0..CLIENTS.len());
+        let name = CLIENTS[client].to_owned();
+        let (share, up_to) = (rng.f64(), |rng: &mut Rng, most| MS(rng.u64(0..most)));
+        match rng.u8(0..28) {
+            0 => Self::Fake(Trouble::CutStreams(name)),
+            1 => Self::Fake(Trouble::Cut(name)),
+            2 | 3 => Self::Fake(Trouble::Stall(name, lasts)),
+            4 | 5 => Self::Fake(Trouble::Partition(name, lasts)),
+            6 => Self::Fake(Trouble::Slow(name, up_to(rng, 2_000), lasts)),
+            7 | 8 => Self::Fake(Trouble::LoseReplies(name, share, lasts)),
+            9 => Self::Fake(Trouble::LoseRequests(name, share, lasts)),
+            10 => Self::Fake(Trouble::Split(name, lasts)),
+            11 => Self::Fake(Trouble::LeaderLoss(lasts)),
+            12 => Self::Fake(Trouble::Restart(lasts)),
+            13 => Self::Fake(Trouble::Compact),
+            14 => Self::Fake(Trouble::ExpireTokens),
+            15..18 => Self::Straggle { client, share, delay: up_to(rng, 4_500), lasts },
+            18 | 19 => Self::AnswerLate { client, share, delay: up_to(rng, 9_000), lasts },
+            20 => Self::KeepAliveLate { client, delay: up_to(rng, 3_000), lasts },
+            21 => Self::Hang { client, share, lasts },
+            22 => Self::EndLease { number: rng.usize(..64), revoke: rng.bool() },
+            23 => Self::BreakKey { number: rng.usize(..64) },
+            24 => Self::Suspend { client, slept: up_to(rng, 8_000) },
+            25 => Self::Freeze { client, lasts },
+            26 => Self::StopAll { lasts },
+            _ => Self::Close { client, slot: rng.usize(0..2) },
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}", self.setup)?;
+        for actor in &self.actors {
+            let Actor { kind, client, slot, seed } = actor;
+            writeln!(f, "actor {kind:?} of {}{slot}, {seed:016x}", CLIENTS[*client])?;
+        }
+        self.events.iter().try_for_each(|event| writeln!(f, "{event}"))
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            What::Fake(trouble) => write!(f, "{:?}: {trouble}", self.at),
+            what => write!(f, "{:?}: {what:?}", self.at),
+        }
+    }
+}
