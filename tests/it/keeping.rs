@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::{Client, Session};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -37,20 +37,18 @@ async fn an_answer_to_an_earlier_owner_proves_nothing() {
     let client = fake.client();
     // It keeps the stream open.
     let _other = Session::open(&client).await.unwrap();
+    let start = Instant::now();
     let first = Session::builder(&client).ttl(S(6)).open().await.unwrap();
     let late = fake.fault(On::response(Rpc::LeaseKeepAlive), Do::delay(MS(1_500)));
-    sleep(MS(2_100)).await;
+    sleep_until(start + MS(2_100)).await;
+    // Renewed after two seconds, the lease ends after eight.
     let lease = first.orphan();
     late.remove();
-    // Renewed after two seconds, the lease ends after eight.
-    sleep(MS(900)).await;
+    sleep_until(start + S(3)).await;
     fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
-    let adopting = Session::builder(&client).lease(lease).open();
-    let adopted = timeout(S(5), adopting).await;
-    sleep(S(1)).await;
+    let adopted = timeout(S(5), Session::builder(&client).lease(lease).open()).await;
+    sleep_until(start + MS(8_200)).await;
+    assert!(fake.snapshot().lease(lease).is_none());
     let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
-    assert!(!believed || fake.snapshot().lease(lease).is_some(), "{}", fake.history());
-    sleep(S(30)).await;
-    let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
-    assert!(!believed);
+    assert!(!believed, "{}", fake.history());
 }
