@@ -86,12 +86,15 @@ impl Leave {
     fn look_again(&self) {
         let (client, lease) = (self.session.client().clone(), self.session.lease_handle().clone());
         let (keys, queue) = (self.keys.clone(), self.turn.as_ref().map(|turn| turn.name().clone()));
-        self.session.settle_again(WHAT, async move {
-            let _turn = match &queue {
-                Some(name) => Some(lease.locals().turn(name).await),
-                None => None,
-            };
-            take_back(&client, &keys, lease.id()).await
+        self.session.settle_again(WHAT, move || {
+            let (client, lease, keys, queue) = (client.clone(), lease.clone(), keys.clone(), queue.clone());
+            async move {
+                let _turn = match &queue {
+                    Some(name) => Some(lease.locals().turn(name).await),
+                    None => None,
+                };
+                take_back(&client, &keys, lease.id()).await
+            }
         });
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Session;
 use crate::error::Result;
-use crate::transport::retry::Backoff;
+use crate::transport::retry::{Backoff, may_pass};
 
 impl Session {
     /// Repeats work that settles something, until it is done or the session is lost: what hangs on the lease ends
@@ -32,24 +32,29 @@ impl Session {
     }
 
     /// Does work once more when the server must have given up every request that is sent by now: one that got no
-    /// answer may be applied after all that was done about it. Does not keep the session open.
-    pub(crate) fn settle_again(
-        &self,
-        what: &'static str,
-        work: impl Future<Output = Result<()>> + Send + 'static,
-    ) {
+    /// answer may be applied after all that was done about it. Repeated until it is answered. Does not keep the session
+    /// open.
+    pub(crate) fn settle_again<F>(&self, what: &'static str, mut work: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
         let lease = self.lease_handle().clone();
         self.cleanup().spawn(async move {
             let again = async {
                 sleep(STRAGGLER).await;
-                work.await
+                let mut backoff = Backoff::default();
+                while let Err(error) = work().await {
+                    if !may_pass(error.kind()) {
+                        tracing::warn!(%error, what, "a key of unknown fate may stay until the session's end");
+                        return;
+                    }
+                    sleep(backoff.next()).await;
+                }
             };
             tokio::select! {
                 biased;
                 _ = lease.lost() => {}
-                done = again => if let Err(error) = done {
-                    tracing::warn!(%error, what, "a key of unknown fate may stay until the session's end");
-                }
+                () = again => {}
             }
         });
     }

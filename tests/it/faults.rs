@@ -120,6 +120,22 @@ async fn a_straggling_acquire_leaves_no_key_for_good() {
     assert!(session.is_valid());
 }
 
+/// The look for such a key fell into an outage, and was never repeated: the key blocked everybody until the session's end.
+#[tokio::test(start_paused = true)]
+async fn an_outage_leaves_no_straggling_key_for_good() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(60)).open().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::delay(S(9)));
+    let guard = mutex(&session).lock().await.unwrap();
+    guard.unlock().await.unwrap();
+    fake.until(|fake| keys(fake) == 1).await;
+    fake.stop().await;
+    tokio::time::sleep(S(30)).await;
+    fake.restart().await.unwrap();
+    timeout(S(20), fake.until(|fake| keys(fake) == 0)).await.expect("the straggler's key is taken back");
+    assert!(session.is_valid());
+}
+
 /// etcd#22082: a release by name that is repeated deletes the next holder's key.
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_a_release_is_lost() {

@@ -217,8 +217,9 @@ impl Core {
                 || core.take_back(&place, Compare::value(core.keys.claim(&place)).is(mark.clone()));
             core.session.settle("a claim", || core.transact_done(take_back())).await;
             let (client, txn) = (core.session.client().clone(), take_back());
-            core.session.settle_again("a claim", async move {
-                client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop)
+            core.session.settle_again("a claim", move || {
+                let (client, txn) = (client.clone(), txn.clone());
+                async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
             });
         });
     }
