@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use etcd_concurrency::Client;
 use etcd_concurrency::pb::etcdserverpb::watch_request::RequestUnion;
 use etcd_concurrency::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use etcd_concurrency::pb::mvccpb::Event;
+use etcd_concurrency::{Client, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -26,8 +26,9 @@ impl Record {
         let follows = tokio::task::spawn_local(async move {
             while !tears.get() {
                 follow(&client, &kept, &tears).await;
-                // The server is gone, or the token.
+                // The server is gone, or the token: a call fetches another.
                 sleep(Duration::from_micros(100)).await;
+                drop(client.txn(Txn::new()).await);
             }
         });
         Self { events, torn, follows: Rc::new(follows) }
