@@ -33,6 +33,10 @@ pub(crate) async fn strike(world: Rc<World>, start: Instant, event: Event) {
             let on = On::response(Rpc::LeaseKeepAlive).client(CLIENTS[client]);
             mend(fake.fault(on, Do::delay(delay)), lasts).await;
         }
+        What::KeepAliveLost { client, lasts } => {
+            let on = On::rpc(Rpc::LeaseKeepAlive).client(CLIENTS[client]);
+            mend(fake.fault(on, Do::vanish()), lasts).await;
+        }
         What::Hang { client, share, lasts } => {
             let on = On::rpc(Rpc::Txn).client(CLIENTS[client]).probability(share);
             mend(fake.fault(on, Do::lose_reply_by(LoseReply::Hang)), lasts).await;

@@ -98,6 +98,11 @@ pub(crate) enum What {
         delay: Duration,
         lasts: Duration,
     },
+    /// A client's keep-alives are lost, on streams that stay open.
+    KeepAliveLost {
+        client: usize,
+        lasts: Duration,
+    },
     /// Some of a client's calls are applied and never answered.
     Hang {
         client: usize,
@@ -175,7 +180,7 @@ impl What {
         let client = rng.usize(0..CLIENTS.len());
         let name = CLIENTS[client].to_owned();
         let (share, up_to) = (rng.f64(), |rng: &mut Rng, most| MS(rng.u64(0..most)));
-        match rng.u8(0..28) {
+        match rng.u8(0..32) {
             0 => Self::Fake(Trouble::CutStreams(name)),
             1 => Self::Fake(Trouble::Cut(name)),
             2 | 3 => Self::Fake(Trouble::Stall(name, lasts)),
@@ -190,7 +195,8 @@ impl What {
             14 => Self::Fake(Trouble::ExpireTokens),
             15..18 => Self::Straggle { client, share, delay: up_to(rng, 4_500), lasts },
             18 | 19 => Self::AnswerLate { client, share, delay: up_to(rng, 9_000), lasts },
-            20 => Self::KeepAliveLate { client, delay: up_to(rng, 3_000), lasts },
+            20 | 28 | 29 => Self::KeepAliveLate { client, delay: up_to(rng, 2_000), lasts },
+            30 | 31 => Self::KeepAliveLost { client, lasts },
             21 => Self::Hang { client, share, lasts },
             22 => Self::EndLease { number: rng.usize(..64), revoke: rng.bool() },
             23 => Self::BreakKey { number: rng.usize(..64) },

@@ -24,10 +24,11 @@ pub(super) async fn act(actor: &mut Actor) {
         follow(actor, &session).await;
         if actor.rng.u8(0..4) > 0 {
             let id = session.orphan();
-            if actor.rng.bool() {
+            if actor.rng.u8(0..4) == 0 {
                 actor.client = actor.rng.usize(0..actor.world.nodes.len());
             }
-            actor.world.pause(&mut actor.rng, 300).await;
+            let longest = if actor.rng.bool() { 2 } else { 300 };
+            actor.world.pause(&mut actor.rng, longest).await;
             let client = actor.client();
             let adopting = Session::builder(&client).lease(id).open();
             next = actor.world.wait("an adoption", &mut actor.rng, None, adopting).await.and_then(Result::ok);
@@ -37,7 +38,7 @@ pub(super) async fn act(actor: &mut Actor) {
 
 /// It is valid no longer than the server keeps the lease.
 async fn follow(actor: &mut Actor, session: &Session) {
-    for _ in 0..actor.rng.usize(1..20) {
+    for _ in 0..actor.rng.usize(1..25) {
         held::believed(&actor.world, session);
         sleep(Duration::from_millis(actor.rng.u64(1..400))).await;
     }

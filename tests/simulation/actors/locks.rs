@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::Actor;
 use crate::checks::held::{self, Mode};
-use crate::checks::log::{GUARDED, text};
+use crate::checks::log::{CAMPAIGN, GUARDED, PROCLAIM, text};
 use crate::checks::told::Fate;
 use crate::plan::Kind;
 
@@ -60,11 +60,12 @@ fn name_of(fence: &Fence) -> String {
     text(fence.key()).split('/').take(2).collect::<Vec<_>>().join("/")
 }
 
-async fn take(kind: Kind, session: &Session, rng: &mut Rng) -> Result<Guard> {
+/// The number is one that grows.
+async fn take(kind: Kind, session: &Session, rng: &mut Rng, number: u64) -> Result<Guard> {
     let tries = rng.u8(0..4) == 0;
     Ok(match kind {
         Kind::Election => {
-            let value = rng.u64(..).to_string();
+            let value = format!("{CAMPAIGN}{number}");
             Guard::Leader(Election::new(session, "election")?.campaign(value).await?)
         }
         Kind::RwLock => {
@@ -103,7 +104,7 @@ pub(super) async fn act(actor: &mut Actor, kind: Kind) {
             continue;
         }
         let (world, mut draws) = (actor.world.clone(), actor.rng.fork());
-        let taking = take(kind, &session, &mut draws);
+        let taking = take(kind, &session, &mut draws, world.id());
         let Some(Ok(guard)) = world.wait("a lock", &mut actor.rng, Some(&session), taking).await else {
             actor.world.pause(&mut actor.rng, 200).await;
             continue;
@@ -130,7 +131,7 @@ async fn hold(actor: &mut Actor, guard: Guard, session: &Session, ids: &mut [Opt
         held::believed(&actor.world, session);
         match &guard {
             Guard::Leader(leader) if actor.rng.bool() => {
-                let proclaiming = leader.proclaim(actor.rng.u64(..).to_string());
+                let proclaiming = leader.proclaim(format!("{PROCLAIM}{}", actor.world.id()));
                 drop(actor.world.wait("a proclamation", &mut actor.rng, Some(session), proclaiming).await);
             }
             _ => write(actor, &guard, session).await,

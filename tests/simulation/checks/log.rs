@@ -14,6 +14,9 @@ pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 pub(crate) const GUARDED: &str = "guarded/";
 /// Keys of the records of STM runs: what nobody else writes, and in the lines after it, what was read.
 pub(crate) const RUNS: &str = "stm/run/";
+/// What candidates say begins with this, and ends with a number that grows.
+pub(crate) const CAMPAIGN: &str = "campaign ";
+pub(crate) const PROCLAIM: &str = "proclaim ";
 pub(crate) const COUNTER: &str = "counter";
 
 /// What is wrong with the record, if anything is.
@@ -46,6 +49,9 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
             } else if key == COUNTER {
                 let now = number(&kv.value) - state.get(&kv.key).map_or(0, |kv| number(&kv.value));
                 *added.entry(now).or_default() += 1;
+                continue;
+            } else if key.starts_with("election/") {
+                said(&state, kv)?;
                 continue;
             } else {
                 continue;
@@ -130,6 +136,22 @@ fn guarded(state: &State, behind: &str) -> Result<(), String> {
     match older {
         Some(older) => Err(format!("is behind {key} of {token}, while {older:?} held")),
         None => Ok(()),
+    }
+}
+
+/// What a leader proclaims puts no key that is gone, and what is said late covers nothing newer.
+fn said(state: &State, kv: &KeyValue) -> Result<(), String> {
+    let number = |kv: &KeyValue| {
+        let value = text(&kv.value);
+        let number = value.strip_prefix(CAMPAIGN).or_else(|| value.strip_prefix(PROCLAIM));
+        number.and_then(|number| number.parse::<u64>().ok())
+    };
+    match state.get(&kv.key) {
+        None if kv.value.starts_with(PROCLAIM.as_bytes()) => {
+            Err(format!("what was proclaimed put a key that was gone: {kv:?}"))
+        }
+        Some(before) if number(before) >= number(kv) => Err(format!("{kv:?} covers {before:?}")),
+        _ => Ok(()),
     }
 }
 
