@@ -136,12 +136,9 @@ impl Line {
             Err(error) => return look_after(order, place, error).await,
         };
         if since > predecessor.seen_at {
-            match order.look(place).await? {
-                // Of several keys of one create_revision we go on with the one that is watched.
-                Standing::Behind(seen) if seen.create_revision == predecessor.create_revision => {
-                    predecessor.is_first = seen.is_first;
-                }
-                other => return Ok(other),
+            match still_behind(order, place, &predecessor).await? {
+                Ok(seen) => predecessor.is_first = seen.is_first,
+                Err(other) => return Ok(other),
             }
         }
         let mut again = Instant::now() + second_look();
@@ -155,9 +152,9 @@ impl Line {
                     if !L::PAST_PREDECESSOR && stands(place, &predecessor).await? {
                         continue;
                     }
-                    match order.look(place).await? {
-                        Standing::Behind(seen) if seen.create_revision == predecessor.create_revision => continue,
-                        other => return Ok(other),
+                    match still_behind(order, place, &predecessor).await? {
+                        Ok(_) => continue,
+                        Err(other) => return Ok(other),
                     }
                 }
             };
@@ -235,6 +232,25 @@ async fn look_after(order: &impl Look, place: &Owned, error: Error) -> Result<St
     match error.kind() {
         ErrorKind::Compacted { .. } => order.look(place).await,
         _ => Err(error),
+    }
+}
+
+/// Looks whether a place is still behind the predecessor that it watches; if not, that is how it stands.
+///
+/// Of several keys of one create_revision we go on with the one that is watched, unless somebody deleted that alone.
+async fn still_behind(
+    order: &impl Look,
+    place: &Place,
+    watched: &Predecessor,
+) -> Result<std::result::Result<Predecessor, Standing>> {
+    match order.look(place).await? {
+        Standing::Behind(seen) if seen.create_revision == watched.create_revision => {
+            match seen.key == watched.key || stands(place, watched).await? {
+                true => Ok(Ok(seen)),
+                false => Ok(Err(Standing::Behind(seen))),
+            }
+        }
+        other => Ok(Err(other)),
     }
 }
 

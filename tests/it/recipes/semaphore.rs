@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::{Client, ErrorKind, LostReason, Op, Semaphore, Session, Txn};
+use tokio::time::timeout;
 
 use super::ask;
 use crate::support::backend::on_every_backend;
@@ -236,6 +238,34 @@ async fn replies_that_are_lost_lose_nothing_else() {
         assert_eq!(semaphore.available_permits().await.unwrap(), 4);
     }
     session.close().await.unwrap();
+}
+
+/// Somebody deletes one of the predecessor's keys before the watch on it has begun. The other one stands, of the same
+/// create_revision, and was taken for it: its end woke nobody.
+#[tokio::test(start_paused = true)]
+async fn one_of_the_predecessors_keys_is_deleted_by_hand() {
+    let fake = FakeEtcd::start();
+    let [a, b, c] = ["a", "b", "c"].map(|name| fake.client_for(name));
+    let (a, b, c) = (session(&a).await, session(&b).await, session(&c).await);
+    let [a, b, c] = [&a, &b, &c].map(|session| semaphore(session, "s", 2));
+    let held = a.acquire_many(2).await.unwrap();
+    let before = tokio::spawn(async move { b.acquire_many(2).await });
+    fake.until(|fake| queued(fake) == 4 && fake.watchers() == 2).await;
+    fake.fault(On::rpc(Rpc::Watch).client("c"), Do::delay(Duration::from_secs(1)));
+    let after = tokio::spawn(async move { c.acquire().await });
+    fake.until(|fake| queued(fake) == 5).await;
+
+    // It gives up the other only later.
+    fake.fault(On::rpc(Rpc::Txn).client("b"), Do::delay(Duration::from_secs(3)));
+    let theirs = fake.snapshot().keys.into_iter().filter(|kv| kv.create_revision > held.token());
+    let first = theirs.map(|kv| kv.key).find(|key| key.ends_with(b".0")).unwrap();
+    fake.client().txn(Txn::new().success(Op::delete(first))).await.unwrap();
+    assert_eq!(before.await.unwrap().unwrap_err().lost_reason(), Some(LostReason::KeyDeleted));
+    fake.until(|fake| queued(fake) == 3).await;
+    held.release().await.unwrap();
+    // Sooner than it looks for itself.
+    let permit = timeout(Duration::from_secs(30), after).await.expect("in time").unwrap().unwrap();
+    assert_eq!(permit.permits(), 1);
 }
 
 /// After there are fewer permits, the youngest holder has one too many and has not been told: who waits behind it looks
