@@ -33,9 +33,10 @@ pub(crate) async fn strike(world: Rc<World>, start: Instant, event: Event) {
             let on = On::response(Rpc::LeaseKeepAlive).client(CLIENTS[client]);
             mend(fake.fault(on, Do::delay(delay)), lasts).await;
         }
-        What::KeepAliveLost { client, lasts } => {
-            let on = On::rpc(Rpc::LeaseKeepAlive).client(CLIENTS[client]);
-            mend(fake.fault(on, Do::vanish()), lasts).await;
+        What::KeepAliveFades { client, delay, late, lost } => {
+            let name = CLIENTS[client];
+            mend(fake.fault(On::response(Rpc::LeaseKeepAlive).client(name), Do::delay(delay)), late).await;
+            mend(fake.fault(On::rpc(Rpc::LeaseKeepAlive).client(name), Do::vanish()), lost).await;
         }
         What::Hang { client, share, lasts } => {
             let on = On::rpc(Rpc::Txn).client(CLIENTS[client]).probability(share);

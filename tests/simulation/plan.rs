@@ -98,10 +98,12 @@ pub(crate) enum What {
         delay: Duration,
         lasts: Duration,
     },
-    /// A client's keep-alives are lost, on streams that stay open.
-    KeepAliveLost {
+    /// A client's keep-alives are answered late for a while, and then lost on streams that stay open.
+    KeepAliveFades {
         client: usize,
-        lasts: Duration,
+        delay: Duration,
+        late: Duration,
+        lost: Duration,
     },
     /// Some of a client's calls are applied and never answered.
     Hang {
@@ -195,8 +197,13 @@ impl What {
             14 => Self::Fake(Trouble::ExpireTokens),
             15..18 => Self::Straggle { client, share, delay: up_to(rng, 4_500), lasts },
             18 | 19 => Self::AnswerLate { client, share, delay: up_to(rng, 9_000), lasts },
-            20 | 28 | 29 => Self::KeepAliveLate { client, delay: up_to(rng, 2_000), lasts },
-            30 | 31 => Self::KeepAliveLost { client, lasts },
+            20 => Self::KeepAliveLate { client, delay: up_to(rng, 2_000), lasts },
+            28..32 => Self::KeepAliveFades {
+                client,
+                delay: up_to(rng, 2_000),
+                late: lasts,
+                lost: up_to(rng, 8_000),
+            },
             21 => Self::Hang { client, share, lasts },
             22 => Self::EndLease { number: rng.usize(..64), revoke: rng.bool() },
             23 => Self::BreakKey { number: rng.usize(..64) },
