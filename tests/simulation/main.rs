@@ -10,11 +10,17 @@
 //! A seed that fails is printed, and runs again exactly as it did. What it fails without is left out: the smallest
 //! schedule that was found is printed, too.
 //!
+//! Nothing goes wrong here that the crate does not promise to bear: a request that straggles arrives within seconds, as
+//! it does where servers give up what is older, and a stream that is silent for good is broken by somebody, as HTTP/2's
+//! pings do where there is a connection. Leases that are ended and keys that are deleted behind their owners' backs count
+//! as gone from then on: nobody can know at once.
+//!
 //! `tests/simulation/mutate` shows that the net has no holes: it breaks the crate in the ways that are listed in
 //! `mutations/`, one at a time, and counts the seeds that it takes to find out.
 
 mod actors;
 mod checks;
+mod mutations;
 mod nemesis;
 mod plan;
 mod run;

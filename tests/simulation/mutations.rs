@@ -1,0 +1,50 @@
+//! The list of ways to break the crate is kept up: `mutate` switches them on, and this sees to it that it can.
+
+use std::path::Path;
+
+/// What a mutation is about: where it says `file`, `in`, `before` and `after`.
+#[derive(Debug, Default)]
+struct Place {
+    file: String,
+    around: Vec<String>,
+    before: String,
+}
+
+#[test]
+fn every_mutation_applies_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root.join("tests/simulation/mutations")).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("readable");
+        for place in places(&text) {
+            seen += 1;
+            let source = std::fs::read_to_string(root.join(&place.file)).unwrap_or_default();
+            let around = place.around.join("\n");
+            let within = if around.is_empty() { &source } else { &around };
+            let times = (within.matches(&place.before).count(), source.matches(&around).count());
+            if times.0 != 1 || !around.is_empty() && times.1 != 1 {
+                wrong.push(format!("{}: {place:?} is there {times:?} times", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "to be pointed at what has taken its place:\n{}", wrong.join("\n"));
+    assert!(seen > 20, "{seen}");
+}
+
+fn places(text: &str) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for line in text.lines() {
+        if let Some(file) = line.strip_prefix("file: ") {
+            places.push(Place { file: file.to_owned(), ..Place::default() });
+        } else if let Some(place) = places.last_mut() {
+            if let Some(around) = line.strip_prefix("    ") {
+                place.around.push(around.to_owned());
+            } else if let Some(before) = line.strip_prefix("before: ") {
+                place.before = before.to_owned();
+            }
+        }
+    }
+    places
+}
