@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::transport::Transport;
@@ -136,6 +137,9 @@ pub(crate) struct Lease {
     id: i64,
     clock: Mutex<LeaseClock>,
     state: watch::Sender<SessionState>,
+    /// Cancelled once the state is lost. Who waits for that goes on in the order of coming, which a watch channel does
+    /// not keep.
+    ended: CancellationToken,
     locals: Locals,
     /// How many sessions are on it: more than one where it was adopted twice.
     sessions: AtomicUsize,
@@ -150,8 +154,8 @@ impl Lease {
             SessionState::Suspended { since: Instant::now() }
         };
         let (state, _) = watch::channel(first);
-        let (clock, locals) = (Mutex::new(clock), Locals::default());
-        Self { id, clock, state, locals, sessions: AtomicUsize::new(0), leases }
+        let (clock, ended, locals) = (Mutex::new(clock), CancellationToken::new(), Locals::default());
+        Self { id, clock, state, ended, locals, sessions: AtomicUsize::new(0), leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -233,6 +237,7 @@ impl Lease {
             }
         });
         if ended {
+            self.ended.cancel();
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));
         }
@@ -244,18 +249,13 @@ impl Lease {
     /// Each poll looks at the clock: whoever waits for this beside other work learns of the loss before that work goes
     /// on, even if all timers of a process that was stopped fire at once.
     pub(crate) async fn lost(&self) -> LostReason {
-        let mut state = self.state.subscribe();
-        loop {
-            let mut changed = std::pin::pin!(state.changed());
-            let looked = poll_fn(|context| match self.lost_reason() {
-                Some(reason) => Poll::Ready(Some(reason)),
-                // The sender is in self: a change is all there can be.
-                None => changed.as_mut().poll(context).map(|_| None),
-            });
-            if let Some(reason) = looked.await {
-                return reason;
-            }
-        }
+        let mut ended = std::pin::pin!(self.ended.cancelled());
+        poll_fn(|context| match self.lost_reason() {
+            Some(reason) => Poll::Ready(reason),
+            // The state is there before the token is cancelled.
+            None => ended.as_mut().poll(context).map(|()| self.lost_reason().unwrap_or(LostReason::Expired)),
+        })
+        .await
     }
 
     fn suspend(&self) {

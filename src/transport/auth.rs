@@ -4,14 +4,14 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request};
 use http_body_util::{BodyExt, Full};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
@@ -42,10 +42,18 @@ struct User {
 enum State {
     /// The next request fetches one.
     Wanted,
-    Fetching(watch::Receiver<Option<Fetched>>),
+    Fetching(Arc<Fetching>),
     Held(HeaderValue),
     /// The server has authentication disabled.
     Off,
+}
+
+/// A token that is under way. Who waits for it goes on in the order of coming, which a watch channel does not keep.
+#[derive(Default)]
+struct Fetching {
+    fetched: OnceLock<Fetched>,
+    /// Also when the runtime has ended, and nothing was fetched.
+    done: CancellationToken,
 }
 
 /// A token, or none where the server wants none.
@@ -96,22 +104,21 @@ impl Tokens {
             Source::Given(token) => return Ok(Some(token.clone())),
             Source::User(user) => user,
         };
-        let mut fetching = match &mut *user.state() {
+        let fetching = match &mut *user.state() {
             State::Held(token) => return Ok(Some(token.clone())),
             State::Off => return Ok(None),
             // One whose task has ended with its runtime would never be done.
-            State::Fetching(fetching) if fetching.has_changed().is_ok() => fetching.clone(),
+            State::Fetching(fetching) if !fetching.done.is_cancelled() => fetching.clone(),
             state => {
                 let fetching = user.clone().fetch();
                 *state = State::Fetching(fetching.clone());
                 fetching
             }
         };
-        match fetching.wait_for(Option::is_some).await {
-            Ok(fetched) => fetched.clone().unwrap_or(Ok(None)),
-            // The client's runtime has ended: no use in trying again.
-            Err(_) => Err(NoToken(Arc::new(LostReason::Closed.into()))),
-        }
+        fetching.done.cancelled().await;
+        // The client's runtime has ended: no use in trying again.
+        let closed = || Err(NoToken(Arc::new(LostReason::Closed.into())));
+        fetching.fetched.get().cloned().unwrap_or_else(closed)
     }
 
     /// The server refused this token. One that has been replaced already counts for nothing.
@@ -134,8 +141,9 @@ impl User {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fetch(self: Arc<Self>) -> watch::Receiver<Option<Fetched>> {
-        let (done, fetching) = watch::channel(None);
+    fn fetch(self: Arc<Self>) -> Arc<Fetching> {
+        let fetching = Arc::new(Fetching::default());
+        let (under_way, done) = (fetching.clone(), fetching.done.clone().drop_guard());
         let runtime = self.runtime.clone();
         runtime.spawn(async move {
             let fetched = self.authenticate().await;
@@ -144,7 +152,9 @@ impl User {
                 Ok(None) => State::Off,
                 Err(_) => State::Wanted,
             };
-            done.send_replace(Some(fetched));
+            // Nobody else sets it.
+            let _ = under_way.fetched.set(fetched);
+            drop(done);
         });
         fetching
     }

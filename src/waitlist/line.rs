@@ -240,7 +240,7 @@ async fn look_after(order: &impl Look, place: &Owned, error: Error) -> Result<St
 /// Of several keys of one create_revision we go on with the one that is watched, unless somebody deleted that alone.
 async fn still_behind(
     order: &impl Look,
-    place: &Place,
+    place: &Owned,
     watched: &Predecessor,
 ) -> Result<std::result::Result<Predecessor, Standing>> {
     match order.look(place).await? {
