@@ -25,6 +25,9 @@ use crate::plan::{CLIENTS, Plan, Setup};
 /// again at what it may have missed: a wake-up that only that makes up for is lost.
 pub(crate) const BOUND: Duration = Duration::from_secs(50);
 
+/// How finely time is counted in which something goes on that should have ended.
+const STEP: Duration = Duration::from_millis(100);
+
 pub(crate) struct World {
     pub(crate) fake: FakeEtcd,
     pub(crate) setup: Setup,
@@ -203,7 +206,11 @@ impl World {
         let lost = async {
             let Some(session) = session else { return std::future::pending().await };
             session.lost().await;
-            sleep(self.setup.request_timeout + Duration::from_secs(3)).await;
+            // In steps, so that a time in which all stands still counts as one.
+            let steps = (self.setup.request_timeout + Duration::from_secs(3)).as_millis() / STEP.as_millis();
+            for _ in 0..steps {
+                sleep(STEP).await;
+            }
         };
         tokio::select! {
             biased;
