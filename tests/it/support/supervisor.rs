@@ -127,7 +127,12 @@ impl Supervisor {
 
     /// SIGSTOP: the process stands still, its sockets stay open.
     pub(crate) fn pause(&self) {
-        self.shell().ask("STOP");
+        let mut shell = self.shell();
+        shell.ask("STOP");
+        // Sent is not stopped: on a busy machine a thread of it may go on for long enough to answer somebody.
+        while is_running(shell.pid) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     /// SIGCONT.
@@ -168,6 +173,15 @@ impl Drop for Shell {
         // Waited for, so that a test which has ended has left nothing behind.
         let _ = self.child.wait();
     }
+}
+
+/// Whether any thread of a process may still run, where the system tells: it is neither stopped nor gone.
+fn is_running(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    let states =
+        threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    states.filter_map(state).any(|state| !"TtZX".contains(state))
 }
 
 /// Reads what `jobs` says of an ended process: `Done`, `Done(3)`, `Exit 3`, or a signal's name.
