@@ -189,11 +189,13 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // The session's end takes all keys along.
         let stands = self.fences.iter().any(Fence::is_valid);
         let token = self.fence().token();
-        if let Some(leave) = self.leave().filter(|_| stands) {
-            leave.spawn(token);
+        let Some(leave) = self.leave() else { return };
+        match stands {
+            true => leave.spawn(token),
+            // The session's end takes all keys along; but where somebody else deleted ours, a put of ours may follow.
+            false => leave.left(),
         }
     }
 }

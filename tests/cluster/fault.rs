@@ -9,7 +9,8 @@ use pb::maintenance_client::MaintenanceClient;
 use tokio::time::{sleep, timeout};
 
 use crate::net::Node;
-use crate::world::World;
+use crate::work::{GO, TTL};
+use crate::world::{Worker, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -55,9 +56,13 @@ impl Fault {
                 world.cluster.members[member].resume();
             }
             Fault::PauseClient => {
-                let client = &world.workers[rng.usize(0..world.workers.len())];
+                // Every other time one that may hold a lock when it stops, and often for longer than its lease lasts.
+                let locks_only = rng.bool();
+                let can_be = |worker: &&Worker| !locks_only || ["lock", GO].contains(&worker.kind);
+                let can_be: Vec<&Worker> = world.workers.iter().filter(can_be).collect();
+                let client = can_be[rng.usize(0..can_be.len())];
                 client.process.pause();
-                sleep(a_while).await;
+                sleep(Duration::from_millis(rng.u64(500..2 * u64::try_from(TTL.as_millis()).unwrap()))).await;
                 client.process.resume();
             }
             Fault::MoveLeader => {

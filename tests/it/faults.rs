@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Outcome, Session, SessionState};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Outcome, Session, SessionState, Txn};
 use tokio::time::{Instant, timeout};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -115,6 +115,23 @@ async fn a_straggling_acquire_leaves_no_key_for_good() {
     assert_eq!(straggler.hits(), 1);
     guard.unlock().await.unwrap();
     assert_eq!(keys(&fake), 0);
+    fake.until(|fake| keys(fake) == 1).await;
+    timeout(S(20), fake.until(|fake| keys(fake) == 0)).await.expect("the straggler's key is taken back");
+    assert!(session.is_valid());
+}
+
+/// Somebody deleted the key of a lock whose first request was still under way. The guard was lost, so there was nothing to
+/// take back, and nobody looked for what that request left: it blocked everybody until the session's end.
+#[tokio::test(start_paused = true)]
+async fn a_straggling_acquire_leaves_no_key_for_good_when_the_lock_was_lost_before() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(60)).open().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::delay(S(9)));
+    let guard = mutex(&session).lock().await.unwrap();
+    let delete = Txn::new().success(Op::delete(guard.key().clone()));
+    fake.client_for("operator").txn(delete).await.unwrap();
+    assert_eq!(guard.lost().await, LostReason::KeyDeleted);
+    drop(guard);
     fake.until(|fake| keys(fake) == 1).await;
     timeout(S(20), fake.until(|fake| keys(fake) == 0)).await.expect("the straggler's key is taken back");
     assert!(session.is_valid());
