@@ -46,12 +46,16 @@ async fn hold(fence: &Fence, what: &str) {
         return;
     }
     let (mut last, mut writes) = (entered, 0);
-    while Instant::now() < end {
+    loop {
         let moment = now();
         if !fence.is_valid() {
             break;
         }
         last = moment;
+        // One who stood still in the middle is asked once more, too.
+        if Instant::now() >= end {
+            break;
+        }
         let key = format!("{what}-log/{}/{writes}", fence.token());
         match fence.txn().success(Op::put(key, "")).commit().await {
             Ok(_) => writes += 1,

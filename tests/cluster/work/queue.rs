@@ -1,6 +1,6 @@
 //! One who puts numbered items into a queue, takes what is there, and acknowledges it.
 //!
-//! `put` or `doubtful`, then the item; `acked` or `returned`, then the item.
+//! `put` or `doubtful`, then the item; `acking`, then `acked`, `returned` or `perhaps`, then the item.
 
 use etcd_concurrency::{Client, Outcome, Queue};
 use tokio::time::{Duration, timeout};
@@ -23,6 +23,7 @@ pub(super) async fn work(client: Client, number: usize) {
             match timeout(Duration::from_secs(2), queue.take()).await {
                 Ok(Ok(job)) => {
                     let item = String::from_utf8_lossy(job.value()).into_owned();
+                    tell("acking", &item);
                     match job.ack().await {
                         Ok(_) => tell("acked", &item),
                         Err(error) if error.outcome() == Outcome::NotApplied => tell("returned", &item),

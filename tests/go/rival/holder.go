@@ -41,12 +41,16 @@ func believe(session *concurrency.Session, mutex *concurrency.Mutex) {
 	owner := mutex.IsOwner()
 	entered := time.Now()
 	last := entered
-	for time.Since(entered) < *work {
+	for {
 		moment := time.Now()
 		if !isAlive(session) {
 			break
 		}
 		last = moment
+		// One who stood still in the middle is asked once more, too.
+		if moment.Sub(entered) >= *work {
+			break
+		}
 		time.Sleep(*look)
 	}
 	token := owner.GetCompare().GetCreateRevision()
