@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::body::Body;
 use tower::{BoxError, Service};
 
@@ -52,9 +53,15 @@ struct Inner {
     watches: Hub,
     leases: Leases,
     runtime: Handle,
+    /// Who joins a line.
+    joins: Semaphore,
     /// For people to read.
     endpoints: Vec<String>,
 }
+
+/// A server reads the whole line for each who joins it: thousands at once would keep it from all else, its pings
+/// included, and beyond 5,000 it refuses them.
+const JOINS_AT_ONCE: usize = 256;
 
 impl Client {
     /// Connects to a cluster, with the defaults of [`Client::builder`].
@@ -171,10 +178,16 @@ impl Client {
         &self.0.runtime
     }
 
+    /// Waits until a line may be joined. Whoever waits for a lock can wait for that, too.
+    pub(crate) async fn join_turn(&self) -> SemaphorePermit<'_> {
+        self.0.joins.acquire().await.unwrap_or_else(|_| unreachable!("it is never closed"))
+    }
+
     fn new(transport: Transport, endpoints: Vec<String>, runtime: Handle, time: Time) -> Self {
         let watches = Hub::new(transport.clone(), runtime.clone());
         let leases = Leases::new(transport.clone(), runtime.clone(), time);
-        Self(Arc::new(Inner { transport, watches, leases, runtime, endpoints }))
+        let joins = Semaphore::new(JOINS_AT_ONCE);
+        Self(Arc::new(Inner { transport, watches, leases, runtime, joins, endpoints }))
     }
 }
 

@@ -73,6 +73,10 @@ impl Plan {
         self
     }
 
+    pub(crate) fn session(&self) -> &Session {
+        self.leave.session()
+    }
+
     pub(crate) fn value(&self) -> &Bytes {
         &self.value
     }

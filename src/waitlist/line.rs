@@ -12,6 +12,9 @@ use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::txn::{Compare, Op, Txn, by_youth, unexpected};
 use crate::watch::{Events, Watch, second_look};
 
+/// From so many keys in a line on it is read no more often than needed.
+const MANY: i64 = 64;
+
 /// A line.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
@@ -46,6 +49,8 @@ pub(crate) struct Predecessor {
     create_revision: i64,
     /// Nobody was before it.
     is_first: bool,
+    /// So many are in the line that it is not to be read again without need: the server reads all of it each time.
+    among_many: bool,
     /// The revision at which this was read.
     seen_at: i64,
 }
@@ -53,7 +58,13 @@ pub(crate) struct Predecessor {
 impl Predecessor {
     /// One that has others before it.
     pub(crate) fn one_of_many(kv: &KeyValue, seen_at: i64) -> Self {
-        Self { key: kv.key.clone(), create_revision: kv.create_revision, is_first: false, seen_at }
+        Self {
+            key: kv.key.clone(),
+            create_revision: kv.create_revision,
+            is_first: false,
+            among_many: false,
+            seen_at,
+        }
     }
 }
 
@@ -105,7 +116,7 @@ impl Line {
             _ => return Ok(None),
         };
         let others = last_two.count - i64::from(before.len() < last_two.kvs.len());
-        Ok(Some(self.behind_first(before, others == 1, seen_at)))
+        Ok(Some(self.behind_first(before, others == 1, last_two.count, seen_at)))
     }
 
     /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.
@@ -136,9 +147,14 @@ impl Line {
             Err(error) => return look_after(order, place, error).await,
         };
         if since > predecessor.seen_at {
-            match still_behind(order, place, &predecessor).await? {
-                Ok(seen) => predecessor.is_first = seen.is_first,
-                Err(other) => return Ok(other),
+            // In a short line it is worth knowing whether the predecessor has become the first.
+            let stands =
+                predecessor.among_many && !L::PAST_PREDECESSOR && stands(place, &predecessor).await?;
+            if !stands {
+                match still_behind(order, place, &predecessor).await? {
+                    Ok(seen) => predecessor.is_first = seen.is_first,
+                    Err(other) => return Ok(other),
+                }
             }
         }
         let mut again = Instant::now() + second_look();
@@ -178,7 +194,7 @@ impl Line {
     }
 
     /// The standing behind the first of these, who are in the order of the youngest first.
-    fn behind_first(&self, before: &[KeyValue], is_first: bool, seen_at: i64) -> Standing {
+    fn behind_first(&self, before: &[KeyValue], is_first: bool, keys: i64, seen_at: i64) -> Standing {
         match before.first() {
             None => Standing::First,
             Some(first) if self.lets_pass(first) => Standing::First,
@@ -186,6 +202,7 @@ impl Line {
                 key: first.key.clone(),
                 create_revision: first.create_revision,
                 is_first,
+                among_many: keys > MANY,
                 seen_at,
             }),
         }
@@ -217,12 +234,13 @@ impl Look for Line {
         if !stands {
             return Err(place.fence().why().await.into());
         }
-        let before = reply.found(0)?;
+        let line = reply.range(0)?;
+        let before = &line.kvs[..];
         match before.first() {
             Some(first) if first.create_revision >= own => {
                 Err(unexpected(format!("{:?} is not older than us", first.key)))
             }
-            _ => Ok(self.behind_first(before, before.len() == 1, reply.header.revision)),
+            _ => Ok(self.behind_first(before, before.len() == 1, line.count, reply.header.revision)),
         }
     }
 }
@@ -254,11 +272,20 @@ async fn still_behind(
     }
 }
 
-/// True while the predecessor's key, of its create_revision, is there.
+/// True while the predecessor's key, of its create_revision, is there. An error where our own is not.
 async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
-    let request = pb::RangeRequest { key: predecessor.key.clone(), keys_only: true, ..Default::default() };
-    let range = place.session().client().transport().range(request).await?;
-    Ok(range.kvs.first().is_some_and(|kv| kv.create_revision == predecessor.create_revision))
+    let own = place.fence();
+    let txn = [&predecessor.key, own.key()].into_iter().fold(Txn::new(), |txn, key| {
+        txn.success(Op::from(pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() }))
+    });
+    let reply = place.session().read(txn).await?;
+    let is_there = |index: usize, created: i64| {
+        reply.found(index).map(|kvs| kvs.first().is_some_and(|kv| kv.create_revision == created))
+    };
+    match is_there(1, own.token())? {
+        true => is_there(0, predecessor.create_revision),
+        false => Err(own.why().await.into()),
+    }
 }
 
 fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {

@@ -103,7 +103,10 @@ impl Waitlist {
 ///
 /// Dropped at any point, it leaves nothing behind.
 pub(crate) async fn enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
+    let session = plan.session().clone();
+    let turn = session.unless_lost(async { Ok(session.client().join_turn().await) }).await?;
     let joined = join(plan, lines).await?;
+    drop(turn);
     let (mut place, standings) = joined.ok_or_else(|| unexpected("a join put no key and found none"))?;
     let mut waited = false;
     for (line, mut standing) in lines.iter().zip(standings) {

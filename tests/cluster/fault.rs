@@ -56,11 +56,13 @@ impl Fault {
                 world.cluster.members[member].resume();
             }
             Fault::PauseClient => {
-                // Every other time one that may hold a lock when it stops, and often for longer than its lease lasts.
-                let locks_only = rng.bool();
-                let can_be = |worker: &&Worker| !locks_only || ["lock", GO].contains(&worker.kind);
-                let can_be: Vec<&Worker> = world.workers.iter().filter(can_be).collect();
-                let client = can_be[rng.usize(0..can_be.len())];
+                // Every other time one that holds a lock just now, and often for longer than its lease lasts.
+                let any = &world.workers[rng.usize(0..world.workers.len())];
+                let client = match rng.u8(0..4) {
+                    0 => holder(world, "lock").await.unwrap_or(any),
+                    1 => holder(world, GO).await.unwrap_or(any),
+                    _ => any,
+                };
                 client.process.pause();
                 sleep(Duration::from_millis(rng.u64(500..2 * u64::try_from(TTL.as_millis()).unwrap()))).await;
                 client.process.resume();
@@ -97,6 +99,23 @@ impl Fault {
         }
         sleep(Duration::from_millis(rng.u64(0..2_000))).await;
     }
+}
+
+/// One who holds the lock, if one of this kind gets it within seconds.
+async fn holder<'a>(world: &'a World, kind: &str) -> Option<&'a Worker> {
+    let holds = |worker: &&Worker| {
+        let last = worker.process.output();
+        worker.kind == kind && last.lines().next_back().is_some_and(|line| line.starts_with("entered "))
+    };
+    let found = async {
+        loop {
+            if let Some(worker) = world.workers.iter().find(holds) {
+                return worker;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), found).await.ok()
 }
 
 /// From the other members; its clients still reach it.

@@ -10,6 +10,7 @@
 
 mod clients;
 mod connect;
+mod crowds;
 mod descriptors;
 mod differential;
 mod drops;

@@ -1,6 +1,6 @@
 //! One who holds a lock, or leads, again and again, and writes behind its fence.
 //!
-//! `held`, then: the token, from when to when it believed to hold, and how many of its writes were refused.
+//! `entered`; and afterwards `held`, then: the token, from when to when it believed to hold, and how many of its writes were refused.
 
 use etcd_concurrency::{Client, Election, ErrorKind, Fence, Mutex, Op};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -45,6 +45,7 @@ async fn hold(fence: &Fence, what: &str) {
     if !fence.is_valid() {
         return;
     }
+    tell("entered", "");
     let (mut last, mut writes) = (entered, 0);
     loop {
         let moment = now();

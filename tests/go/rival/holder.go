@@ -12,6 +12,7 @@ import (
 
 // hold takes the lock again and again, with another session whenever one is lost, and prints for each time
 //
+//	entered <now>
 //	held <now> <token> <entered> <last> 0
 //
 // where last is the last moment at which the session said, right after it, that it was alive.
@@ -40,6 +41,7 @@ func hold(ctx context.Context, client *clientv3.Client) error {
 func believe(session *concurrency.Session, mutex *concurrency.Mutex) {
 	owner := mutex.IsOwner()
 	entered := time.Now()
+	fmt.Fprintf(os.Stderr, "entered %d\n", entered.UnixNano())
 	last := entered
 	for {
 		moment := time.Now()

@@ -1,0 +1,78 @@
+//! Many who come at once, on the fake and its paused clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::{Mutex, Session};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+fn puts(txn: &TxnRequest) -> bool {
+    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
+}
+
+/// Reads the line, and puts nothing.
+fn looks(txn: &TxnRequest) -> bool {
+    let is_of_many = |range: &[u8]| !range.is_empty();
+    let mut reads = txn.success.iter();
+    !puts(txn)
+        && reads.any(
+            |op| matches!(&op.request, Some(Request::RequestRange(range)) if is_of_many(&range.range_end)),
+        )
+}
+
+/// Ten thousand waiters sent their requests at once. The server read the whole line for each of them, answered nothing
+/// else meanwhile, not even pings, and lost its connections for that.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_joins_a_few_at_a_time() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client()).await.unwrap();
+    let slow = fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::delay(Duration::from_secs(1)));
+    let mut crowd = JoinSet::new();
+    for n in 0..1_000 {
+        let mutex = Mutex::new(&session, format!("lock-{n}")).unwrap();
+        crowd.spawn(async move { mutex.lock().await.unwrap().unlock().await.unwrap() });
+    }
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(slow.hits(), 256);
+    // Whoever has given up makes room.
+    crowd.abort_all();
+    while crowd.join_next().await.is_some() {}
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(slow.hits(), 256, "nobody else was there any more");
+    Mutex::new(&session, "lock").unwrap().lock().await.unwrap().unlock().await.unwrap();
+}
+
+/// Each who joined a long line read it once more as its watch had begun, since others had joined meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_long_line_is_not_read_again_by_each_who_joins() {
+    const CROWD: usize = 200;
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let held = Mutex::new(&Session::open(&client).await.unwrap(), "lock").unwrap().lock().await.unwrap();
+    let looks = fake.fault(On::rpc(Rpc::Txn).matching(looks), Do::delay(Duration::ZERO));
+    let (mut crowd, mut sessions) = (JoinSet::new(), Vec::new());
+    for _ in 0..CROWD {
+        sessions.push(Session::open(&client).await.unwrap());
+    }
+    for session in &sessions {
+        let mutex = Mutex::new(session, "lock").unwrap();
+        crowd.spawn(async move {
+            let guard = mutex.lock().await.unwrap();
+            let token = guard.token();
+            guard.unlock().await.unwrap();
+            token
+        });
+    }
+    fake.until(|fake| fake.snapshot().keys.len() == CROWD + 1).await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(looks.hits() <= 64, "{} looks", looks.hits());
+    // And nobody is left behind, or passes another.
+    held.unlock().await.unwrap();
+    let mut tokens = Vec::new();
+    while let Some(token) = crowd.join_next().await {
+        tokens.push(token.unwrap());
+    }
+    assert!(tokens.is_sorted() && tokens.len() == CROWD, "{tokens:?}");
+}
