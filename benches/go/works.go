@@ -272,7 +272,10 @@ func waiters(client *clientv3.Client) func() report {
 	queueUp := func() {
 		for _, mutex := range mutexes {
 			go func() {
-				must(mutex.Lock(ctx))
+				// A server that is more than 5,000 requests behind refuses some, and lets others time out.
+				for mutex.Lock(ctx) != nil {
+					time.Sleep(100 * time.Millisecond)
+				}
 				passed <- struct{}{}
 				must(mutex.Unlock(ctx))
 			}()
@@ -280,7 +283,9 @@ func waiters(client *clientv3.Client) func() report {
 	}
 	queued := func() int {
 		reply, err := client.Get(ctx, name+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-		must(err)
+		if err != nil {
+			return 0
+		}
 		return int(reply.Count) - 1
 	}
 	handOver := func(times int) {

@@ -192,10 +192,11 @@ impl Drop for Owned {
         let stands = self.fences.iter().any(Fence::is_valid);
         let token = self.fence().token();
         let Some(leave) = self.leave() else { return };
-        match stands {
-            true => leave.spawn(token),
+        if stands {
+            leave.spawn(token);
+        } else {
             // The session's end takes all keys along; but where somebody else deleted ours, a put of ours may follow.
-            false => leave.left(),
+            leave.left();
         }
     }
 }
