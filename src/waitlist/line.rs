@@ -202,7 +202,8 @@ impl Line {
                 key: first.key.clone(),
                 create_revision: first.create_revision,
                 is_first,
-                among_many: keys > MANY,
+                // Where a predecessor may let us pass, it is not enough that it stands.
+                among_many: self.open.is_none() && keys > MANY,
                 seen_at,
             }),
         }
@@ -294,4 +295,23 @@ fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {
         event.r#type() == EventType::Delete
             && event.kv.as_ref().is_some_and(|kv| kv.key == *key && kv.mod_revision > create_revision)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A predecessor that let readers pass before their watch had begun was found to stand, and they waited for its end.
+    #[test]
+    fn a_line_that_lets_pass_is_read_again_however_long_it_is() {
+        let prefix = Bytes::from_static(b"lock/");
+        let line = Line::behind(&prefix, &Bytes::from_static(b"lock/b"));
+        let ahead = [KeyValue { key: "lock/a".into(), create_revision: 2, ..Default::default() }];
+        let among_many = |line: &Line, keys| match line.behind_first(&ahead, true, keys, 3) {
+            Standing::Behind(predecessor) => predecessor.among_many,
+            Standing::First => panic!("somebody is ahead"),
+        };
+        assert!(among_many(&line, MANY + 1) && !among_many(&line, MANY));
+        assert!(!among_many(&line.past(b"open"), MANY + 1));
+    }
 }
