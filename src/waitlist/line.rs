@@ -91,7 +91,7 @@ impl Line {
     }
 
     pub(super) fn own(&self) -> Op {
-        pb::RangeRequest { key: self.key.clone(), keys_only: true, ..Default::default() }.into()
+        look_at(&self.key)
     }
 
     pub(super) fn is_own(&self, kv: &KeyValue, create_revision: i64) -> bool {
@@ -276,9 +276,7 @@ async fn still_behind(
 /// True while the predecessor's key, of its create_revision, is there. An error where our own is not.
 async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
     let own = place.fence();
-    let txn = [&predecessor.key, own.key()].into_iter().fold(Txn::new(), |txn, key| {
-        txn.success(Op::from(pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() }))
-    });
+    let txn = Txn::new().success(look_at(&predecessor.key)).success(look_at(own.key()));
     let reply = place.session().read(txn).await?;
     let is_there = |index: usize, created: i64| {
         reply.found(index).map(|kvs| kvs.first().is_some_and(|kv| kv.create_revision == created))
@@ -287,6 +285,11 @@ async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
         true => is_there(0, predecessor.create_revision),
         false => Err(own.why().await.into()),
     }
+}
+
+/// Reads of one key whether it is there, and since when.
+fn look_at(key: &Bytes) -> Op {
+    pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() }.into()
 }
 
 fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {

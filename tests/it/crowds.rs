@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
 use etcd_concurrency::{Mutex, Session};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -14,12 +14,8 @@ fn puts(txn: &TxnRequest) -> bool {
 
 /// Reads the line, and puts nothing.
 fn looks(txn: &TxnRequest) -> bool {
-    let is_of_many = |range: &[u8]| !range.is_empty();
-    let mut reads = txn.success.iter();
-    !puts(txn)
-        && reads.any(
-            |op| matches!(&op.request, Some(Request::RequestRange(range)) if is_of_many(&range.range_end)),
-        )
+    let is_of_many = |op: &RequestOp| matches!(&op.request, Some(Request::RequestRange(range)) if !range.range_end.is_empty());
+    !puts(txn) && txn.success.iter().any(is_of_many)
 }
 
 /// Ten thousand waiters sent their requests at once. The server read the whole line for each of them, answered nothing

@@ -1,6 +1,7 @@
 //! One who holds a lock, or leads, again and again, and writes behind its fence.
 //!
-//! `entered`; and afterwards `held`, then: the token, from when to when it believed to hold, and how many of its writes were refused.
+//! `entered`; and afterwards `held`, then: the token, from when to when it believed to hold, and how many of its writes
+//! were acknowledged.
 
 use etcd_concurrency::{Client, Election, ErrorKind, Fence, Mutex, Op};
 use tokio::time::{Instant, sleep, sleep_until};
