@@ -1,6 +1,7 @@
 //! Connections: several endpoints, fail-over, pings.
 
 mod dial;
+mod gather;
 mod marks;
 
 use std::error::Error as StdError;

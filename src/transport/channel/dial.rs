@@ -15,6 +15,8 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service, ServiceExt};
 
+use super::gather::Gather;
+
 /// How connections are made and watched over.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -116,7 +118,7 @@ impl Tcp {
 }
 
 impl Service<Uri> for Tcp {
-    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Response = Gather<<HttpConnector as Service<Uri>>::Response>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -134,7 +136,7 @@ impl Service<Uri> for Tcp {
         let limit = self.connect_timeout;
         Box::pin(async move {
             let connected = match connecting.await {
-                Ok(connected) => connected.map_err(Into::into),
+                Ok(connected) => connected.map(Gather::new).map_err(Into::into),
                 Err(_) => {
                     Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"))
                         .into())
