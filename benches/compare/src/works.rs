@@ -53,11 +53,14 @@ impl Task {
 }
 
 pub(crate) const BARE: &str = "bare";
+/// The bare stubs with this crate's messages.
+pub(crate) const BARE_SAME: &str = "bare-same";
 pub(crate) const OURS: &str = "ours";
 pub(crate) const GO: &str = "go";
 pub(crate) const GO_PREFETCH: &str = "go-prefetch";
 pub(crate) const ETCD_CLIENT: &str = "etcd-client";
 
+const LOCK: &[&str] = &[BARE, BARE_SAME, OURS, GO, ETCD_CLIENT];
 const ALL: &[&str] = &[BARE, OURS, GO, ETCD_CLIENT];
 const NO_STM: &[&str] = &[BARE, OURS, GO];
 const STM: &[&str] = &[BARE, OURS, GO, GO_PREFETCH];
@@ -68,9 +71,9 @@ pub(crate) fn all(scale: usize) -> Vec<Work> {
     let thousand = 1000 / scale;
     let work = |name, title, task, peers| Work { name, title, task, peers };
     vec![
-        work("lock", "lock cycle, uncontended", Task::new("lock", 1), ALL),
-        work("locks-16", "16 distinct locks in parallel", Task::new("lock", 16), ALL),
-        work("locks-64", "64 distinct locks in parallel", Task::new("lock", 64), ALL),
+        work("lock", "lock cycle, uncontended", Task::new("lock", 1), LOCK),
+        work("locks-16", "16 distinct locks in parallel", Task::new("lock", 16), LOCK),
+        work("locks-64", "64 distinct locks in parallel", Task::new("lock", 64), LOCK),
         work("try", "try_lock that fails", Task::new("try", 1), NO_STM),
         work("handover-2", "hand-over among 2, a client each", Task::new("handover", 2), ALL),
         work("handover-8", "hand-over among 8, a client each", Task::new("handover", 8), ALL),

@@ -14,7 +14,7 @@ use std::io::BufRead;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::works::{BARE, ETCD_CLIENT, OURS, Task};
+use crate::works::{BARE, BARE_SAME, ETCD_CLIENT, OURS, Task};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -50,7 +50,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let plan = match name.as_str() {
-            BARE => bare::plan(endpoint, task).await?,
+            BARE => bare::plan(endpoint, task, false).await?,
+            BARE_SAME => bare::plan(endpoint, task, true).await?,
             OURS => ours::plan(endpoint, task).await?,
             ETCD_CLIENT => etcd_client::plan(endpoint, task).await?,
             other => return Err(format!("there is no client {other}").into()),

@@ -20,7 +20,9 @@ use super::measure::{Future, Gap, Held, Op, Plan, Waiters, accounts, name, op};
 use crate::Result;
 use crate::works::Task;
 
-pub(super) async fn plan(endpoint: &str, task: &Task) -> Result<Plan> {
+/// With `same`, a lock's messages are those of the crate: what it costs the server to read who stands before, and to
+/// delete a key only if it is the owner's own.
+pub(super) async fn plan(endpoint: &str, task: &Task, same: bool) -> Result<Plan> {
     let mut ops = Vec::new();
     let first = Bare::connect(endpoint).await?;
     match task.kind.as_str() {
@@ -28,7 +30,10 @@ pub(super) async fn plan(endpoint: &str, task: &Task) -> Result<Plan> {
         "lock" | "campaign" => {
             let lease = first.grant(60).await?;
             for _ in 0..task.workers {
-                ops.push(lock(first.clone(), name("lock"), lease));
+                ops.push(match same {
+                    true => guarded_lock(first.clone(), name("lock"), lease),
+                    false => lock(first.clone(), name("lock"), lease),
+                });
             }
         }
         "handover" => {
@@ -66,6 +71,39 @@ fn lock(bare: Bare, name: String, lease: i64) -> Op {
                 return Err("somebody has it".into());
             }
             bare.delete(&key).await?;
+            Ok(Some(start.elapsed()))
+        }
+    })
+}
+
+/// The messages of the crate, byte for byte.
+fn guarded_lock(bare: Bare, name: String, lease: i64) -> Op {
+    let key = format!("{name}/{lease:x}");
+    op(move || {
+        let (bare, name, key) = (bare.clone(), name.clone(), key.clone());
+        async move {
+            let start = Instant::now();
+            let ahead = ask(Ask::RequestRange(queue(&name, 0)));
+            let txn = pb::TxnRequest {
+                compare: vec![missing(&key)],
+                success: vec![ask(Ask::RequestPut(put(&key, "", lease))), ahead.clone()],
+                failure: vec![ask(Ask::RequestRange(get(&key))), ahead],
+            };
+            let reply = bare.txn_with_leader(txn).await?;
+            let created = reply.header.as_ref().ok_or("no header")?.revision;
+            let others = ranges(reply).next().ok_or("no range")?.count - 1;
+            if others > 0 {
+                return Err("somebody has it".into());
+            }
+            let delete = pb::DeleteRangeRequest { key: key.clone().into(), ..Default::default() };
+            let txn = pb::TxnRequest {
+                compare: vec![compare(&key, CompareTarget::Create, TargetUnion::CreateRevision(created))],
+                success: vec![ask(Ask::RequestDeleteRange(delete))],
+                failure: vec![],
+            };
+            if !bare.txn_with_leader(txn).await?.succeeded {
+                return Err("somebody deleted it".into());
+            }
             Ok(Some(start.elapsed()))
         }
     })

@@ -47,6 +47,13 @@ impl Bare {
         Ok(self.kv.clone().txn(txn).await?.into_inner())
     }
 
+    /// Refused by a member that has no leader, instead of left to wait.
+    pub(super) async fn txn_with_leader(&self, txn: pb::TxnRequest) -> Result<pb::TxnResponse> {
+        let mut request = tonic::Request::new(txn);
+        request.metadata_mut().insert("hasleader", tonic::metadata::MetadataValue::from_static("true"));
+        Ok(self.kv.clone().txn(request).await?.into_inner())
+    }
+
     pub(super) async fn put(&self, key: &str, value: &str, lease: i64) -> Result<()> {
         self.kv.clone().put(put(key, value, lease)).await?;
         Ok(())
