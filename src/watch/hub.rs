@@ -1,6 +1,7 @@
 //! The task that owns the one stream of all of a client's watches.
 //!
-//! It starts with the first watcher and ends with the last one. It waits for nothing but its inputs: what it sends
+//! It starts with the first watcher and ends some seconds after the last one: whoever waits for a lock again and again
+//! opens no stream each time. It waits for nothing but its inputs: what it sends
 //! goes into a queue without bound, which holds creates and cancels only, and what it receives goes into mailboxes
 //! that never block.
 
@@ -8,11 +9,13 @@ use std::future::{Future, pending};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Status, Streaming};
 
 use super::mailbox::Mailbox;
@@ -27,13 +30,19 @@ use crate::transport::{Transport, classify};
 
 /// All watches of a client. A clone is another handle on the same.
 #[derive(Clone)]
-pub(crate) struct Hub(Arc<Shared>);
+pub(crate) struct Hub {
+    shared: Arc<Shared>,
+    /// The last handle's end is the end of a stream that waits for watchers to come.
+    _open: Arc<DropGuard>,
+}
 
 struct Shared {
     transport: Transport,
     runtime: Handle,
     watchers: AtomicU64,
     slot: Mutex<Slot>,
+    /// No handle is left.
+    closed: CancellationToken,
 }
 
 /// How to reach the task, while there is one.
@@ -53,14 +62,15 @@ pub(super) enum Command {
 
 impl Hub {
     pub(crate) fn new(transport: Transport, runtime: Handle) -> Self {
-        let shared =
-            Shared { transport, runtime, watchers: AtomicU64::new(0), slot: Mutex::new(Slot::default()) };
-        Self(Arc::new(shared))
+        let closed = CancellationToken::new();
+        let open = Arc::new(closed.clone().drop_guard());
+        let (watchers, slot) = (AtomicU64::new(0), Mutex::new(Slot::default()));
+        Self { shared: Arc::new(Shared { transport, runtime, watchers, slot, closed }), _open: open }
     }
 
     /// Starts a watch. Sends nothing itself and never blocks; may be called from `Drop`, and outside the runtime.
     pub(crate) fn watch(&self, watch: Watch) -> Watcher {
-        let id = self.0.watchers.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.watchers.fetch_add(1, Ordering::Relaxed);
         let mailbox = Arc::new(Mailbox::new(watch.targets.len(), watch.buffer));
         if let Err(error) = watch.check() {
             mailbox.end(&Arc::new(error));
@@ -72,7 +82,7 @@ impl Hub {
 
     /// Hands a command to the task, and starts it where there is none.
     fn tell(&self, command: Command) -> UnboundedSender<Command> {
-        let mut slot = self.0.slot();
+        let mut slot = self.shared.slot();
         let command = match &slot.commands {
             Some(commands) => match commands.send(command) {
                 Ok(()) => return commands.clone(),
@@ -84,10 +94,10 @@ impl Hub {
         // The receiver is at hand, so it takes this.
         let _ = sender.send(command);
         slot.commands = Some(sender.clone());
-        let task = Task::new(self.0.clone(), receiver, slot.last_id);
+        let task = Task::new(self.shared.clone(), receiver, slot.last_id);
         // A runtime that has shut down drops the task at once, and the task then wants the lock.
         drop(slot);
-        drop(self.0.runtime.spawn(task.run()));
+        drop(self.shared.runtime.spawn(task.run()));
         sender
     }
 }
@@ -108,6 +118,8 @@ struct Task {
     backoff: Backoff,
     /// Since when the stream has failed, and nothing else, in ways that do not pass by themselves.
     failing: Option<Instant>,
+    /// Since when there has been no watcher.
+    idle: Option<Instant>,
 }
 
 /// The stream, of which there is one at a time.
@@ -143,11 +155,14 @@ impl Task {
             pulse: Pulse::new(now.into_std()),
             backoff: Backoff::default(),
             failing: None,
+            idle: None,
         }
     }
 
     async fn run(mut self) {
         let mut timer = pin!(sleep_until(Instant::now()));
+        let shared = self.shared.clone();
+        let mut closed = pin!(shared.closed.cancelled());
         loop {
             self.flush();
             if self.retires() {
@@ -165,6 +180,7 @@ impl Task {
                 () = &mut timer => self.tick(),
                 heard = self.line.hear() => self.heard(heard),
                 Some(command) = self.commands.recv() => self.command(command),
+                () = &mut closed, if self.idle.is_some() => {}
             }
             for _ in 0..COMMANDS_PER_MESSAGE {
                 let Ok(command) = self.commands.try_recv() else { break };
@@ -185,6 +201,13 @@ impl Task {
     /// True when no watcher is left, nor comes: commands are sent under the lock that is held here.
     fn retires(&mut self) -> bool {
         if !self.table.is_empty() {
+            self.idle = None;
+            return false;
+        }
+        let now = Instant::now();
+        let since = *self.idle.get_or_insert(now);
+        let lingers = matches!(self.line, Line::Open(..)) && !self.shared.closed.is_cancelled();
+        if lingers && now < since + LINGER {
             return false;
         }
         let shared = self.shared.clone();
@@ -212,15 +235,18 @@ impl Task {
 
     /// When something is to be done, though nothing comes.
     fn due(&self) -> Instant {
-        match &self.line {
-            Line::Down(until) => *until,
-            Line::Opening(..) | Line::Open(..) => self.pulse.due().into(),
+        match (&self.line, self.idle) {
+            (Line::Down(until), _) => *until,
+            (Line::Opening(..) | Line::Open(..), Some(since)) => since + LINGER,
+            (Line::Opening(..) | Line::Open(..), None) => self.pulse.due().into(),
         }
     }
 
     fn tick(&mut self) {
         let now = Instant::now();
         match &self.line {
+            // Whether a stream lives that nobody uses is seen when somebody does.
+            _ if self.idle.is_some() => {}
             Line::Down(until) if now >= *until => self.open(),
             Line::Down(_) => {}
             Line::Opening(..) | Line::Open(..) => match self.pulse.beat(now.into_std()) {
@@ -357,6 +383,8 @@ fn steer(route: &Route, kind: &ErrorKind) {
 }
 
 const COMMANDS_PER_MESSAGE: usize = 64;
+/// How long a stream without watches is kept. Less than the silence after which one is asked whether it lives.
+const LINGER: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

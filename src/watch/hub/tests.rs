@@ -1,3 +1,4 @@
+mod linger;
 mod outages;
 
 use std::future::Future;
@@ -217,41 +218,6 @@ async fn a_dropped_watcher_is_cancelled_on_the_server() {
     assert_eq!(next(&mut stays).await, [7]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_stream_ends_with_the_last_watcher_and_begins_with_the_next() {
-    let (mut server, hub) = rig();
-    let first = hub.watch(Watch::key("a"));
-    let mut wire = server.accept().await;
-    let id = wire.created(1).await;
-    drop(first);
-    wire.closed().await;
-    settle().await;
-    assert!(server.is_quiet());
-    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
-
-    let mut second = hub.watch(Watch::key("b"));
-    let mut wire = server.accept().await;
-    assert!(wire.created(4).await > id);
-    assert_eq!(second.created().await.expect("created"), 4);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_last_watcher_may_go_while_the_stream_opens_or_is_down() {
-    let (mut server, hub) = rig();
-    let watcher = hub.watch(Watch::key("a"));
-    let door = server.ignore().await;
-    drop(watcher);
-    settle().await;
-    drop(door);
-    let watcher = hub.watch(Watch::key("a"));
-    server.refuse(no_leader()).await;
-    drop(watcher);
-    settle().await;
-    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(server.is_quiet());
-}
-
 #[test]
 fn waiting_watchers_end_with_their_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -416,7 +382,7 @@ async fn a_run_repeats() {
 
 #[test]
 fn watchers_of_many_threads_come_and_go() {
-    // The task ends with the last watcher while others are just being made.
+    // Each stream ends after its first watch: the task then ends with the last watcher, while others are just being made.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let (mut server, hub) = runtime.block_on(async { rig() });
@@ -424,11 +390,7 @@ fn watchers_of_many_threads_come_and_go() {
         loop {
             let mut wire = server.accept().await;
             tokio::spawn(async move {
-                while let Some(request) = wire.next_request().await {
-                    if let pb::watch_request::RequestUnion::CreateRequest(create) = request {
-                        wire.acknowledge(create.watch_id, 1);
-                    }
-                }
+                wire.created(1).await;
             });
         }
     });
@@ -436,7 +398,7 @@ fn watchers_of_many_threads_come_and_go() {
         .map(|_| {
             let (hub, handle) = (hub.clone(), runtime.handle().clone());
             std::thread::spawn(move || {
-                for _ in 0..500 {
+                for _ in 0..50 {
                     let mut watcher = hub.watch(Watch::key("k"));
                     let created = async { timeout(Duration::from_secs(30), watcher.created()).await };
                     handle.block_on(created).expect("in time").expect("created");
