@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
-use etcd_concurrency::{Mutex, Session};
+use etcd_concurrency::{ErrorKind, LostReason, Mutex, Session};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 fn puts(txn: &TxnRequest) -> bool {
     txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
@@ -38,6 +38,34 @@ async fn a_crowd_joins_a_few_at_a_time() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(slow.hits(), 256, "nobody else was there any more");
     Mutex::new(&session, "lock").unwrap().lock().await.unwrap().unlock().await.unwrap();
+    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+}
+
+/// Whoever waits for others' joins has sent nothing: its session's end is told at once, and leaves nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_in_the_crowd_ends_the_wait() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let (session, other) = (Session::open(&client).await.unwrap(), Session::open(&client).await.unwrap());
+    let slow = fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::delay(Duration::from_secs(1)));
+    let mut crowd = JoinSet::new();
+    for n in 0..256 {
+        let mutex = Mutex::new(&session, format!("lock-{n}")).unwrap();
+        crowd.spawn(async move { mutex.lock().await.unwrap().unlock().await.unwrap() });
+    }
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(slow.hits(), 256);
+    let start = Instant::now();
+    let waiting = Mutex::new(&other, "lock").unwrap();
+    let waiting = tokio::spawn(async move { waiting.lock().await.map(drop) });
+    tokio::task::yield_now().await;
+    other.close().await.unwrap();
+    let error = waiting.await.unwrap().expect_err("the session has ended");
+    assert!(matches!(error.kind(), ErrorKind::Lost(LostReason::Closed)), "{error:?}");
+    assert_eq!((start.elapsed(), slow.hits()), (Duration::ZERO, 256));
+    while let Some(done) = crowd.join_next().await {
+        done.unwrap();
+    }
 }
 
 /// Each who joined a long line read it once more as its watch had begun, since others had joined meanwhile.

@@ -52,3 +52,24 @@ async fn an_answer_to_an_earlier_owner_proves_nothing() {
     let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
     assert!(!believed, "{}", fake.history());
 }
+
+/// Ten thousand leases woke the client, and wrote to the connection, five hundred times a second.
+#[tokio::test(start_paused = true)]
+async fn keep_alives_that_are_due_soon_go_out_together() {
+    const SESSIONS: usize = 100;
+    let fake = FakeEtcd::start();
+    let (client, mut sessions) = (fake.client(), Vec::new());
+    for _ in 0..SESSIONS {
+        sessions.push(Session::builder(&client).ttl(S(60)).open().await.unwrap());
+        sleep(MS(50)).await;
+    }
+    // Each has had its first, none its second.
+    sleep(S(30)).await;
+    let history = fake.history();
+    let mut sent: Vec<_> = history.calls(Rpc::LeaseKeepAlive).map(|call| call.at).collect();
+    assert_eq!(sent.len(), SESSIONS);
+    sent.dedup();
+    // Five seconds' worth of leases, each at most a second early.
+    assert!(sent.len() <= 6, "{sent:?}");
+    assert!(sessions.iter().all(Session::is_valid));
+}
