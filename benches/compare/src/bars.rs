@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::drive::Run;
 use crate::table::{cpu_each, median, number, p50, p99, per_second, ratio, values};
-use crate::works::{BARE, GO, GO_PREFETCH, OURS};
+use crate::works::{BARE, BARE_SAME, GO, GO_PREFETCH, OURS};
 
 enum Bar {
     AtMost(f64),
@@ -30,6 +30,8 @@ pub(crate) fn bars(runs: &[Run]) -> String {
     bar("lock", "client CPU in Go's", AtMost(0.6), of("lock", GO, cpu_each));
     bar("locks-64", "a second, in Go's", AtLeast(1.5), of("locks-64", GO, per_second));
     bar("locks-64", "a second, in bare stubs'", AtLeast(0.95), of("locks-64", BARE, per_second));
+    let same = "a second, in bare stubs' with our messages";
+    bar("locks-64", same, AtLeast(0.95), of("locks-64", BARE_SAME, per_second));
     for (work, limit) in [("handover-2", 30.0), ("handover-8", 10.0), ("handover-64", 1.5)] {
         bar(work, "a second, in Go's", AtLeast(limit), of(work, GO, per_second));
     }

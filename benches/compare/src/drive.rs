@@ -33,7 +33,7 @@ pub(crate) fn drive(arguments: &DriveArguments) -> Result<()> {
         })
         .collect();
     std::fs::create_dir_all(&arguments.results)?;
-    let mut runs = Vec::new();
+    let (mut runs, mut failures) = (Vec::new(), Vec::new());
     for work in &works {
         for round in 0..rounds(work, arguments.rounds) {
             eprintln!("{}, round {}", work.title, round + 1);
@@ -41,9 +41,17 @@ pub(crate) fn drive(arguments: &DriveArguments) -> Result<()> {
             // Each is the first in turn.
             for turn in 0..work.peers.len() {
                 let peer = work.peers[(turn + round) % work.peers.len()];
-                let run = run(arguments, &server, work, peer, round)?;
-                eprintln!("  {peer}: {:?}", run.report);
-                runs.push(run);
+                match run(arguments, &server, work, peer, round) {
+                    Ok(run) => {
+                        eprintln!("  {peer}: {:?}", run.report);
+                        runs.push(run);
+                    }
+                    // The others have not failed.
+                    Err(error) => {
+                        eprintln!("  {error}");
+                        failures.push(format!("round {}: {error}", round + 1));
+                    }
+                }
                 if work.task.workers >= 1000 / if arguments.small { 100 } else { 1 } {
                     // What they leave behind is not the next one's burden.
                     drop(server);
@@ -55,10 +63,15 @@ pub(crate) fn drive(arguments: &DriveArguments) -> Result<()> {
         std::fs::write(arguments.results.join("runs.json"), serde_json::to_string_pretty(&runs)?)?;
     }
     let (text, bars) = (table::table(&works, &runs), bars::bars(&runs));
-    std::fs::write(arguments.results.join("table.md"), format!("{bars}\n{text}"))?;
+    let failed: String = failures.iter().map(|failure| format!("- failed in {failure}\n")).collect();
+    let all = format!("{bars}\n{failed}\n{text}");
+    std::fs::write(arguments.results.join("table.md"), &all)?;
     plot::plot(&arguments.results, &works, &runs)?;
-    println!("{bars}\n{text}");
-    Ok(())
+    println!("{all}");
+    match failures.len() {
+        0 => Ok(()),
+        some => Err(format!("{some} runs have failed").into()),
+    }
 }
 
 /// The long ones are steady enough with fewer.

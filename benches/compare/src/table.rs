@@ -37,7 +37,7 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// The median over the rounds of one client's value in another's.
+/// The median of one client's value in another's, over the rounds that both of them did.
 pub(crate) fn ratio(
     runs: &[Run],
     work: &str,
@@ -45,8 +45,12 @@ pub(crate) fn ratio(
     to: &str,
     read: impl Fn(&Run) -> f64 + Copy,
 ) -> Option<f64> {
-    let (of, to) = (values(runs, work, of, read), values(runs, work, to, read));
-    median(&of.iter().zip(&to).map(|(of, to)| of / to).collect::<Vec<_>>())
+    let of_work = runs.iter().filter(|run| run.work == work);
+    let ratios = of_work.clone().filter(|run| run.peer == of).filter_map(|ours| {
+        let theirs = of_work.clone().find(|run| run.peer == to && run.round == ours.round)?;
+        Some(read(ours) / read(theirs))
+    });
+    median(&ratios.collect::<Vec<_>>())
 }
 
 /// A table for each work: medians, and the least and the most in brackets.
