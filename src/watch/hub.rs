@@ -1,9 +1,8 @@
 //! The task that owns the one stream of all of a client's watches.
 //!
 //! It starts with the first watcher and ends some seconds after the last one: whoever waits for a lock again and again
-//! opens no stream each time. It waits for nothing but its inputs: what it sends
-//! goes into a queue without bound, which holds creates and cancels only, and what it receives goes into mailboxes
-//! that never block.
+//! opens no stream each time. It waits for nothing but its inputs: what it sends goes into a queue without bound, which
+//! holds creates and cancels only, and what it receives goes into mailboxes that never block.
 
 use std::future::{Future, pending};
 use std::pin::{Pin, pin};
@@ -200,14 +199,7 @@ impl Task {
 
     /// True when no watcher is left, nor comes: commands are sent under the lock that is held here.
     fn retires(&mut self) -> bool {
-        if !self.table.is_empty() {
-            self.idle = None;
-            return false;
-        }
-        let now = Instant::now();
-        let since = *self.idle.get_or_insert(now);
-        let lingers = matches!(self.line, Line::Open(..)) && !self.shared.closed.is_cancelled();
-        if lingers && now < since + LINGER {
+        if self.stays() {
             return false;
         }
         let shared = self.shared.clone();
@@ -217,8 +209,22 @@ impl Task {
         }
         if self.table.is_empty() {
             *slot = Slot { commands: None, last_id: self.table.last_id() };
+            return true;
         }
-        self.table.is_empty()
+        self.idle = None;
+        false
+    }
+
+    /// There are watchers, or a stream that waits for some to come.
+    fn stays(&mut self) -> bool {
+        if !self.table.is_empty() {
+            self.idle = None;
+            return true;
+        }
+        let now = Instant::now();
+        let since = *self.idle.get_or_insert(now);
+        let is_open = matches!(self.line, Line::Open(..)) && !self.shared.closed.is_cancelled();
+        is_open && now < since + LINGER
     }
 
     /// Sends what is to be sent.
@@ -237,8 +243,8 @@ impl Task {
     fn due(&self) -> Instant {
         match (&self.line, self.idle) {
             (Line::Down(until), _) => *until,
-            (Line::Opening(..) | Line::Open(..), Some(since)) => since + LINGER,
-            (Line::Opening(..) | Line::Open(..), None) => self.pulse.due().into(),
+            (_, Some(since)) => since + LINGER,
+            (_, None) => self.pulse.due().into(),
         }
     }
 

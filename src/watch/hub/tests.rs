@@ -10,7 +10,7 @@ use tokio_stream::StreamExt;
 
 use super::*;
 use crate::watch::Events;
-use crate::watch::testing::{REQUEST_TIMEOUT, Server, answer, no_leader, puts, server};
+use crate::watch::testing::{REQUEST_TIMEOUT, Server, Wire, answer, no_leader, puts, server};
 
 fn rig() -> (Server, Hub) {
     let (server, transport) = server();
@@ -382,23 +382,40 @@ async fn a_run_repeats() {
 
 #[test]
 fn watchers_of_many_threads_come_and_go() {
-    // Each stream ends after its first watch: the task then ends with the last watcher, while others are just being made.
+    come_and_go(500, |mut wire| async move {
+        while let Some(request) = wire.next_request().await {
+            if let pb::watch_request::RequestUnion::CreateRequest(create) = request {
+                wire.acknowledge(create.watch_id, 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn watchers_of_many_threads_come_as_the_task_ends() {
+    // Each stream ends after its first watch, and the task then ends with the last watcher, while others are made.
+    come_and_go(50, |mut wire| async move {
+        wire.created(1).await;
+    });
+}
+
+fn come_and_go<F>(rounds: usize, serve: fn(Wire) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
     let (mut server, hub) = runtime.block_on(async { rig() });
     runtime.spawn(async move {
         loop {
-            let mut wire = server.accept().await;
-            tokio::spawn(async move {
-                wire.created(1).await;
-            });
+            tokio::spawn(serve(server.accept().await));
         }
     });
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let (hub, handle) = (hub.clone(), runtime.handle().clone());
             std::thread::spawn(move || {
-                for _ in 0..50 {
+                for _ in 0..rounds {
                     let mut watcher = hub.watch(Watch::key("k"));
                     let created = async { timeout(Duration::from_secs(30), watcher.created()).await };
                     handle.block_on(created).expect("in time").expect("created");

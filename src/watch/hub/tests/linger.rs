@@ -1,7 +1,6 @@
 //! How long the stream is kept.
 
 use super::*;
-use crate::watch::testing::Wire;
 
 #[tokio::test(start_paused = true)]
 async fn the_stream_outlives_the_last_watcher_for_a_while() {
