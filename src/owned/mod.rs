@@ -81,12 +81,14 @@ impl Owned {
     }
 
     /// Proves at one revision that all keys stand: one RPC.
-    pub(crate) async fn confirm(&self) -> Result<()> {
+    pub(crate) async fn confirm(&mut self) -> Result<()> {
         let txn = self.fences.iter().fold(Txn::new(), |txn, fence| txn.compare(fence.is_owner()));
-        match self.session.read(txn).await?.succeeded {
-            true => Ok(()),
-            false => Err(self.why().await.into()),
+        let reply = self.session.read(txn).await?;
+        if !reply.succeeded {
+            return Err(self.why().await.into());
         }
+        self.proven_at(reply.header.revision);
+        Ok(())
     }
 
     /// Resolves once a key is lost, with the reason.

@@ -34,7 +34,7 @@ pub(crate) struct Planned {
     /// The first key as it was found, where it is ours and was not put by this attempt: the reads may then tell of what
     /// came after it.
     pub(crate) found: Option<KeyValue>,
-    /// The answers to the reads.
+    /// The answers to the reads, then those to what was done along with the put.
     pub(crate) reply: TxnReply,
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::owned::Owned;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
-use crate::txn::{Compare, Op, Txn, by_youth, unexpected};
+use crate::txn::{Compare, Op, Txn, TxnReply, by_youth, unexpected};
 use crate::watch::{Events, Watch, second_look};
 
 /// From so many keys in a line on it is read no more often than needed.
@@ -28,7 +28,7 @@ pub(crate) struct Line {
 /// Reads who stands before a place.
 pub(crate) trait Look {
     /// One RPC. An error where the place no longer is one.
-    fn look(&self, place: &Owned) -> impl Future<Output = Result<Standing>> + Send;
+    fn look(&self, place: &mut Owned) -> impl Future<Output = Result<Standing>> + Send;
 
     /// One's turn may come while the predecessor stays: whoever looks for itself then must look at more than that.
     const PAST_PREDECESSOR: bool = false;
@@ -98,25 +98,18 @@ impl Line {
         kv.key == self.key && kv.create_revision == create_revision
     }
 
-    /// Who stands before us, by the youngest two as they were when our key was put; None where they do not tell, since
-    /// others may have joined after us.
-    pub(super) fn standing(
-        &self,
-        last_two: &pb::RangeResponse,
-        create_revision: i64,
-        created: bool,
-        seen_at: i64,
-    ) -> Result<Option<Standing>> {
+    /// Who stands before us, by the youngest two as they were when our key was put.
+    pub(super) fn standing(&self, put: &TxnReply, last_two: usize) -> Result<Standing> {
+        let (last_two, revision) = (put.range(last_two)?, put.header.revision);
         let before = match &last_two.kvs[..] {
-            [own, before @ ..] if self.is_own(own, create_revision) => before,
-            _ if created && self.key.starts_with(&self.ahead) => {
+            [own, before @ ..] if self.is_own(own, revision) => before,
+            _ if self.key.starts_with(&self.ahead) => {
                 return Err(unexpected("our key is not the last of the queue"));
             }
-            before if created => before,
-            _ => return Ok(None),
+            before => before,
         };
         let others = last_two.count - i64::from(before.len() < last_two.kvs.len());
-        Ok(Some(self.behind_first(before, others == 1, last_two.count, seen_at)))
+        Ok(self.behind_first(before, others == 1, last_two.count, revision))
     }
 
     /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.
@@ -227,7 +220,7 @@ impl Line {
 }
 
 impl Look for Line {
-    async fn look(&self, place: &Owned) -> Result<Standing> {
+    async fn look(&self, place: &mut Owned) -> Result<Standing> {
         let own = place.fence().token();
         let txn = Txn::new().success(self.last_two(own - 1)).success(self.own());
         let reply = place.session().read(txn).await?;
@@ -235,6 +228,7 @@ impl Look for Line {
         if !stands {
             return Err(place.fence().why().await.into());
         }
+        place.proven_at(reply.header.revision);
         let line = reply.range(0)?;
         let before = &line.kvs[..];
         match before.first() {
@@ -247,7 +241,7 @@ impl Look for Line {
 }
 
 /// After a watch that ended: compaction loses events, so the queue is read instead. Anything else ends the wait.
-async fn look_after(order: &impl Look, place: &Owned, error: Error) -> Result<Standing> {
+async fn look_after(order: &impl Look, place: &mut Owned, error: Error) -> Result<Standing> {
     match error.kind() {
         ErrorKind::Compacted { .. } => order.look(place).await,
         _ => Err(error),
@@ -259,7 +253,7 @@ async fn look_after(order: &impl Look, place: &Owned, error: Error) -> Result<St
 /// Of several keys of one create_revision we go on with the one that is watched, unless somebody deleted that alone.
 async fn still_behind(
     order: &impl Look,
-    place: &Owned,
+    place: &mut Owned,
     watched: &Predecessor,
 ) -> Result<std::result::Result<Predecessor, Standing>> {
     match order.look(place).await? {

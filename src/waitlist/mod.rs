@@ -142,25 +142,32 @@ pub(crate) async fn try_enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
 /// None where a condition does not hold and there is no key of ours.
 async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>)>> {
     let value = plan.value().clone();
-    let planned = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::read).put().await?;
-    let (found, reply) = (planned.found, planned.reply);
-    let Some(place) = planned.owned else { return Ok(None) };
-    if let Some(kv) = found.as_ref().filter(|kv| kv.value != value) {
-        Box::pin(replace(&place, kv, value)).await?;
-    }
-    let mut standings = Vec::with_capacity(lines.len());
-    for (index, line) in lines.iter().enumerate() {
-        let (token, revision) = (place.fence().token(), reply.header.revision);
-        let standing = line.standing(reply.range(index)?, token, found.is_none(), revision)?;
-        standings.push(match standing {
-            Some(standing) => standing,
-            None => Box::pin(line.look(&place)).await?,
-        });
-    }
+    let planned = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::also).put().await?;
+    let Some(mut place) = planned.owned else { return Ok(None) };
+    let standings = match planned.found {
+        None => {
+            let standing = |(line, index): (&Line, usize)| line.standing(&planned.reply, index);
+            lines.iter().zip(0..).map(standing).collect::<Result<_>>()?
+        }
+        // Rare, so that every other join is spared to ask for it in vain.
+        Some(kv) => Box::pin(find(&mut place, lines, &kv, value)).await?,
+    };
     Ok(Some((place, standings)))
 }
 
-/// Gives a key that was found (of an earlier owner of the lease, say) our value, if nobody has written it since.
+/// Joins with a key that is there already, put by an attempt without a reply or by an earlier owner of the lease.
+async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes) -> Result<Vec<Standing>> {
+    if found.value != value {
+        replace(place, found, value).await?;
+    }
+    let mut standings = Vec::with_capacity(lines.len());
+    for line in lines {
+        standings.push(line.look(place).await?);
+    }
+    Ok(standings)
+}
+
+/// Gives a key that was found our value, if nobody has written it since.
 async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
     let txn = Txn::new()
         .compare(Compare::mod_revision(found.key.clone()).is(found.mod_revision))

@@ -94,6 +94,22 @@ on_every_backend! {
         third.unlock().await.unwrap();
     }
 
+    /// After a second look the header was still that of the join: a read at its revision missed what the owners before
+    /// had written.
+    async fn the_header_is_as_young_as_the_proof(backend: Backend) {
+        let (name, data, client) = (backend.key("lock"), backend.key("data"), backend.client());
+        let (a, b, c) = (session(&client).await, session(&client).await, session(&client).await);
+        let first = mutex(&a, &name).lock().await.unwrap();
+        let second = ask(&client, &b, &name, 2).await;
+        let third = ask(&client, &c, &name, 3).await;
+        first.unlock().await.unwrap();
+        let second = second.await.unwrap().unwrap();
+        let written = second.txn().success(Op::put(data, "1")).commit().await.unwrap().header.revision;
+        second.unlock().await.unwrap();
+        let third = third.await.unwrap().unwrap();
+        assert!(third.header().revision > written, "{:?}, written at {written}", third.header());
+    }
+
     async fn locks_are_handed_on_in_the_order_of_asking(backend: Backend) {
         let name = backend.key("lock");
         let client = backend.client();

@@ -195,8 +195,10 @@ impl Look for Asking<'_> {
     // One that holds a permit too many, after there are fewer, may stay while others make room.
     const PAST_PREDECESSOR: bool = true;
 
-    async fn look(&self, place: &Owned) -> Result<Standing> {
-        Ok(match self.older(place).await?.rank(self.permits) {
+    async fn look(&self, place: &mut Owned) -> Result<Standing> {
+        let older = self.older(place).await?;
+        place.proven_at(older.revision);
+        Ok(match older.rank(self.permits) {
             Rank::In | Rank::First => Standing::First,
             Rank::Behind(predecessor) => Standing::Behind(predecessor),
         })

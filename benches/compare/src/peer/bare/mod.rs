@@ -86,8 +86,8 @@ fn guarded_lock(bare: Bare, name: String, lease: i64) -> Op {
             let ahead = ask(Ask::RequestRange(queue(&name, 0)));
             let txn = pb::TxnRequest {
                 compare: vec![missing(&key)],
-                success: vec![ask(Ask::RequestPut(put(&key, "", lease))), ahead.clone()],
-                failure: vec![ask(Ask::RequestRange(get(&key))), ahead],
+                success: vec![ask(Ask::RequestPut(put(&key, "", lease))), ahead],
+                failure: vec![ask(Ask::RequestRange(get(&key)))],
             };
             let reply = bare.txn_with_leader(txn).await?;
             let created = reply.header.as_ref().ok_or("no header")?.revision;
