@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::pb::codec::SmallBuffers")
         .build_server(std::env::var_os("CARGO_FEATURE_FAKE").is_some())
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;

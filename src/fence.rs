@@ -177,7 +177,8 @@ impl Fence {
     pub(crate) async fn why(&self) -> LostReason {
         self.0.gone.store(true, Ordering::Release);
         let lease = &self.0.lease;
-        let asked = self.0.client.transport().lease_time_to_live(lease.id(), false);
+        // Boxed: everything that waits for a loss would be as large.
+        let asked = Box::pin(self.0.client.transport().lease_time_to_live(lease.id(), false));
         let reason = match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(answer)) if answer.value.ttl < 0 => lease.gone(),
             // It stands, or nobody can tell in time: what is known is that the key is gone.

@@ -45,6 +45,11 @@ pub(crate) fn name_prefix(name: &[u8]) -> Bytes {
     prefix.into()
 }
 
+/// The same bytes in memory of their own. Those of a reply keep all of it in memory, however little of it they are.
+pub(crate) fn unshared(bytes: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,8 @@
 //! [API reference](https://etcd.io/docs/v3.6/dev-guide/api_reference_v3/).
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
+pub(crate) mod codec;
+
 /// Users, roles and permissions.
 pub mod authpb {
     tonic::include_proto!("authpb");

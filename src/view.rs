@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::prefix_end;
+use crate::key::{prefix_end, unshared};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 use crate::session::Session;
@@ -195,7 +195,8 @@ impl Copy {
     }
 
     /// Gives the same key's last version, if it was there.
-    fn put(&mut self, kv: KeyValue) -> Option<KeyValue> {
+    fn put(&mut self, mut kv: KeyValue) -> Option<KeyValue> {
+        (kv.key, kv.value) = (unshared(&kv.key), unshared(&kv.value));
         let before = self.remove(&kv.key);
         self.ages.insert(kv.key.clone(), kv.create_revision);
         self.by_age.insert((kv.create_revision, kv.key.clone()), kv);

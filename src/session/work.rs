@@ -25,6 +25,7 @@ impl Session {
 
     /// Sends a transaction that only reads.
     pub(crate) async fn read(&self, txn: Txn) -> Result<TxnReply> {
-        self.transact(txn, Repeat::Read).await.map(|answer| answer.value)
+        // Boxed, so that the long waits that read now and then are small.
+        Box::pin(self.transact(txn, Repeat::Read)).await.map(|answer| answer.value)
     }
 }

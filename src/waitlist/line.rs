@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::key::unshared;
 use crate::owned::Owned;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
@@ -59,7 +60,7 @@ impl Predecessor {
     /// One that has others before it.
     pub(crate) fn one_of_many(kv: &KeyValue, seen_at: i64) -> Self {
         Self {
-            key: kv.key.clone(),
+            key: unshared(&kv.key),
             create_revision: kv.create_revision,
             is_first: false,
             among_many: false,
@@ -144,7 +145,7 @@ impl Line {
             let stands =
                 predecessor.among_many && !L::PAST_PREDECESSOR && stands(place, &predecessor).await?;
             if !stands {
-                match still_behind(order, place, &predecessor).await? {
+                match Box::pin(still_behind(order, place, &predecessor)).await? {
                     Ok(seen) => predecessor.is_first = seen.is_first,
                     Err(other) => return Ok(other),
                 }
@@ -161,7 +162,7 @@ impl Line {
                     if !L::PAST_PREDECESSOR && stands(place, &predecessor).await? {
                         continue;
                     }
-                    match still_behind(order, place, &predecessor).await? {
+                    match Box::pin(still_behind(order, place, &predecessor)).await? {
                         Ok(_) => continue,
                         Err(other) => return Ok(other),
                     }
@@ -192,7 +193,7 @@ impl Line {
             None => Standing::First,
             Some(first) if self.lets_pass(first) => Standing::First,
             Some(first) => Standing::Behind(Predecessor {
-                key: first.key.clone(),
+                key: unshared(&first.key),
                 create_revision: first.create_revision,
                 is_first,
                 // Where a predecessor may let us pass, it is not enough that it stands.

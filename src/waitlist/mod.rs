@@ -14,6 +14,8 @@
 
 mod line;
 
+use std::future::Future;
+
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
@@ -102,26 +104,30 @@ impl Waitlist {
 /// Joins with a plan's keys, and waits until one's turn has come in every line.
 ///
 /// Dropped at any point, it leaves nothing behind.
-pub(crate) async fn enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
-    let session = plan.session().clone();
-    let turn = session.unless_lost(async { Ok(session.client().join_turn().await) }).await?;
-    let joined = join(plan, lines).await?;
-    drop(turn);
-    let (mut place, standings) = joined.ok_or_else(|| unexpected("a join put no key and found none"))?;
-    let mut waited = false;
-    for (line, mut standing) in lines.iter().zip(standings) {
-        while let Standing::Behind(predecessor) = standing {
-            waited = true;
-            standing = line.wait_for(line, &mut place, predecessor).await?;
+#[expect(clippy::manual_async_fn, reason = "an async fn would hold the plan twice, for as long as it waits")]
+pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<Owned>> {
+    async move {
+        let session = plan.session().clone();
+        let turn = session.unless_lost(async { Ok(session.client().join_turn().await) }).await?;
+        // Boxed: it takes most memory, and whoever waits is past it.
+        let joined = Box::pin(join(plan, lines)).await?;
+        drop(turn);
+        let (mut place, standings) = joined.ok_or_else(|| unexpected("a join put no key and found none"))?;
+        let mut waited = false;
+        for (line, mut standing) in lines.iter().zip(standings) {
+            while let Standing::Behind(predecessor) = standing {
+                waited = true;
+                standing = line.wait_for(line, &mut place, predecessor).await?;
+            }
         }
+        if waited && lines.len() > 1 {
+            // What was proven in one line is old once one has waited in another.
+            place.confirm().await?;
+        }
+        // The proof may have been on its way for longer than the session lasts.
+        place.check()?;
+        Ok(place)
     }
-    if waited && lines.len() > 1 {
-        // What was proven in one line is old once one has waited in another.
-        place.confirm().await?;
-    }
-    // The proof may have been on its way for longer than the session lasts.
-    place.check()?;
-    Ok(place)
 }
 
 /// Takes the first place in lines that are all empty: one RPC, that leaves nothing behind otherwise.
@@ -142,12 +148,16 @@ pub(crate) async fn try_enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
 /// None where a condition does not hold and there is no key of ours.
 async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>)>> {
     let value = plan.value().clone();
-    let planned = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::also).put().await?;
+    let plan = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::also);
+    let planned = plan.put().await?;
     let Some(mut place) = planned.owned else { return Ok(None) };
     let standings = match planned.found {
         None => {
-            let standing = |(line, index): (&Line, usize)| line.standing(&planned.reply, index);
-            lines.iter().zip(0..).map(standing).collect::<Result<_>>()?
+            let mut standings = Vec::with_capacity(lines.len());
+            for (index, line) in lines.iter().enumerate() {
+                standings.push(line.standing(&planned.reply, index)?);
+            }
+            standings
         }
         // Rare, so that every other join is spared to ask for it in vain.
         Some(kv) => Box::pin(find(&mut place, lines, &kv, value)).await?,

@@ -11,10 +11,10 @@ use tonic::body::Body;
 use tonic::codegen::BoxStream;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::Server;
+use crate::pb::codec::SmallBuffers;
 
 /// The health service of one server.
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ impl Service<Request<Body>> for Health {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let health = self.clone();
         Box::pin(async move {
-            let mut grpc = Grpc::new(ProstCodec::default());
+            let mut grpc = Grpc::new(SmallBuffers::default());
             Ok(match request.uri().path() {
                 "/grpc.health.v1.Health/Check" => grpc.unary(health, request).await,
                 "/grpc.health.v1.Health/Watch" => grpc.server_streaming(Watch(health.0), request).await,
