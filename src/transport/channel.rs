@@ -1,8 +1,8 @@
 //! Connections: several endpoints, fail-over, pings.
 
 mod dial;
-mod gather;
 mod marks;
+mod stream;
 
 use std::error::Error as StdError;
 use std::future::Future;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service, ServiceExt};
 
-use super::gather::Gather;
+use super::stream::{Stream, stream};
 
 /// How connections are made and watched over.
 #[derive(Debug, Clone)]
@@ -118,7 +118,7 @@ impl Tcp {
 }
 
 impl Service<Uri> for Tcp {
-    type Response = Gather<<HttpConnector as Service<Uri>>::Response>;
+    type Response = Stream;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -136,7 +136,7 @@ impl Service<Uri> for Tcp {
         let limit = self.connect_timeout;
         Box::pin(async move {
             let connected = match connecting.await {
-                Ok(connected) => connected.map(Gather::new).map_err(Into::into),
+                Ok(connected) => connected.map(|tcp| stream(tcp.into_inner())).map_err(Into::into),
                 Err(_) => {
                     Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"))
                         .into())
