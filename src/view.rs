@@ -321,6 +321,14 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_keeps_no_reply_in_memory() {
+        let reply = Bytes::from(b"key and value".to_vec());
+        let mut copy = Copy::default();
+        copy.put(KeyValue { key: reply.slice(..3), value: reply.slice(8..), ..Default::default() });
+        assert!(reply.is_unique(), "{copy:?}");
+    }
+
+    #[test]
     fn two_copies_differ_by_what_happened_between_them() {
         let old = copy([kv("gone", 1, 1), kv("same", 2, 2), kv("written", 3, 4), kv("again", 5, 5)]);
         let new = copy([kv("same", 2, 2), kv("written", 3, 7), kv("again", 8, 8), kv("new", 9, 9)]);

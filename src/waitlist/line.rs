@@ -312,4 +312,15 @@ mod tests {
         assert!(among_many(&line, MANY + 1) && !among_many(&line, MANY));
         assert!(!among_many(&line.past(b"open"), MANY + 1));
     }
+
+    /// 8 of a waiter's 13.8 KB were the buffer of the reply that its predecessor's key is from.
+    #[test]
+    fn a_predecessor_keeps_no_reply_in_memory() {
+        let reply = Bytes::from(b"lock/a".to_vec());
+        let line = Line::behind(&Bytes::from_static(b"lock/"), &Bytes::from_static(b"lock/b"));
+        let ahead = [KeyValue { key: reply.slice(..), create_revision: 2, ..Default::default() }];
+        let (waits, asks) = (line.behind_first(&ahead, true, 2, 3), Predecessor::one_of_many(&ahead[0], 3));
+        drop(ahead);
+        assert!(reply.is_unique(), "{waits:?}, {asks:?}");
+    }
 }
