@@ -272,12 +272,9 @@ func waiters(client *clientv3.Client) func() report {
 	queueUp := func() {
 		for _, mutex := range mutexes {
 			go func() {
-				// A server that is more than 5,000 requests behind refuses some, and lets others time out.
-				for mutex.Lock(ctx) != nil {
-					time.Sleep(100 * time.Millisecond)
-				}
+				insist(mutex.Lock)
 				passed <- struct{}{}
-				must(mutex.Unlock(ctx))
+				insist(mutex.Unlock)
 			}()
 		}
 	}
@@ -289,10 +286,18 @@ func waiters(client *clientv3.Client) func() report {
 		return int(reply.Count) - 1
 	}
 	handOver := func(times int) {
-		must(held.Unlock(ctx))
+		insist(held.Unlock)
 		for range times {
 			<-passed
 		}
 	}
 	return func() report { return queue(queueUp, queued, handOver) }
+}
+
+// insist calls until there is no error: a server that is more than 5,000 requests behind refuses some, and lets others
+// time out.
+func insist(call func(context.Context) error) {
+	for call(ctx) != nil {
+		time.Sleep(100 * time.Millisecond)
+	}
 }
