@@ -1,7 +1,7 @@
 //! Turns within one process: tasks that share a lease and a name queue here, fairly, and only the first goes to the
 //! server. Two of them would otherwise hold the same key.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 /// The queues of one lease, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Locals {
-    queues: Arc<Mutex<HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>>>,
+    queues: Arc<Mutex<BTreeMap<Bytes, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 /// One's turn; the next in line gets it when this is dropped.

@@ -3,6 +3,7 @@
 pub(crate) mod clock;
 mod keepalive;
 mod local;
+mod state;
 pub(crate) mod time;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::transport::Transport;
 use clock::{LeaseClock, Moment};
 use keepalive::KeepAlive;
 pub(crate) use local::{Locals, Turn};
+use state::State;
 use time::Time;
 
 /// What a session knows of its lease.
@@ -136,7 +138,7 @@ impl Leases {
 pub(crate) struct Lease {
     id: i64,
     clock: Mutex<LeaseClock>,
-    state: watch::Sender<SessionState>,
+    state: State,
     /// Cancelled once the state is lost. Who waits for that goes on in the order of coming, which a watch channel does
     /// not keep.
     ended: CancellationToken,
@@ -153,8 +155,8 @@ impl Lease {
         } else {
             SessionState::Suspended { since: Instant::now() }
         };
-        let (state, _) = watch::channel(first);
-        let (clock, ended, locals) = (Mutex::new(clock), CancellationToken::new(), Locals::default());
+        let (clock, state) = (Mutex::new(clock), State::new(first));
+        let (ended, locals) = (CancellationToken::new(), Locals::default());
         Self { id, clock, state, ended, locals, sessions: AtomicUsize::new(0), leases }
     }
 
@@ -185,13 +187,17 @@ impl Lease {
         &self.locals
     }
 
-    pub(crate) fn state(&self) -> watch::Receiver<SessionState> {
-        self.state.subscribe()
+    pub(crate) fn state(&self) -> SessionState {
+        self.state.now()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<SessionState> {
+        self.state.watch()
     }
 
     /// Why the lease is lost. Looks at the clock itself: a task that wakes late learns it before any timer fires.
     pub(crate) fn lost_reason(&self) -> Option<LostReason> {
-        if let SessionState::Lost(reason) = *self.state.borrow() {
+        if let SessionState::Lost(reason) = self.state.now() {
             return Some(reason);
         }
         self.remaining().is_zero().then(|| self.lose(LostReason::Expired))
@@ -199,7 +205,7 @@ impl Lease {
 
     /// Like [`lost_reason`](Self::lost_reason), without telling anybody.
     fn is_believed(&self) -> bool {
-        !matches!(*self.state.borrow(), SessionState::Lost(_)) && !self.remaining().is_zero()
+        !matches!(self.state.now(), SessionState::Lost(_)) && !self.remaining().is_zero()
     }
 
     /// What is left until the deadline; zero once it passed.
@@ -226,7 +232,7 @@ impl Lease {
     /// Ends belief in the lease. The first reason given stays, and is returned.
     pub(crate) fn lose(&self, reason: LostReason) -> LostReason {
         let mut first = reason;
-        let ended = self.state.send_if_modified(|state| match *state {
+        let ended = self.state.change(|state| match *state {
             SessionState::Lost(earlier) => {
                 first = earlier;
                 false
@@ -259,7 +265,7 @@ impl Lease {
     }
 
     fn suspend(&self) {
-        self.state.send_if_modified(|state| {
+        self.state.change(|state| {
             let active = *state == SessionState::Active;
             if active {
                 *state = SessionState::Suspended { since: Instant::now() };
@@ -269,7 +275,7 @@ impl Lease {
     }
 
     fn resume(&self) {
-        self.state.send_if_modified(|state| {
+        self.state.change(|state| {
             let suspended = matches!(state, SessionState::Suspended { .. });
             if suspended {
                 *state = SessionState::Active;

@@ -192,7 +192,7 @@ impl SessionBuilder {
         let patience = self.client.transport().limits().request_timeout;
         let now = leases.time().now();
         let adopted = Adopting(leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin)));
-        let mut state = adopted.0.state();
+        let mut state = adopted.0.watch();
         // The sender lives in the lease that is held here.
         let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
         match adopted.0.lost_reason() {

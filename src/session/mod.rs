@@ -114,7 +114,7 @@ impl Session {
     /// The channel tells of an end when a timer or an answer brings it about; ask [`is_valid`](Self::is_valid) before
     /// doing what needs the session.
     pub fn state(&self) -> watch::Receiver<SessionState> {
-        self.inner.lease.state()
+        self.inner.lease.watch()
     }
 
     /// Resolves once the session is lost, with the reason.
@@ -217,7 +217,7 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("lease", &format_args!("{:x}", self.lease()))
-            .field("state", &*self.state().borrow())
+            .field("state", &self.inner.lease.state())
             .finish()
     }
 }
