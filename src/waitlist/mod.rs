@@ -160,7 +160,10 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>
             standings
         }
         // Rare, so that every other join is spared to ask for it in vain.
-        Some(kv) => Box::pin(find(&mut place, lines, &kv, value)).await?,
+        Some(kv) => {
+            let session = place.session().clone();
+            session.unless_lost(Box::pin(find(&mut place, lines, &kv, value))).await?
+        }
     };
     Ok(Some((place, standings)))
 }
@@ -173,6 +176,10 @@ async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes)
     let mut standings = Vec::with_capacity(lines.len());
     for line in lines {
         standings.push(line.look(place).await?);
+    }
+    if lines.len() > 1 {
+        // Each was looked at by itself; what was proven of the first is old by now.
+        place.confirm().await?;
     }
     Ok(standings)
 }

@@ -53,6 +53,21 @@ async fn the_reply_of_an_acquire_is_lost() {
     session.close().await.unwrap();
 }
 
+/// A join that finds its key looks who stands before it. That look went on past the session's end, to its own timeout.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_ends_the_look_after_a_lost_reply() {
+    let fake = FakeEtcd::start();
+    let client = Client::builder().service(fake.service()).request_timeout(S(60)).connect_lazy().unwrap();
+    let session = session(&client).await;
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::lose_reply());
+    let reads = |txn: &TxnRequest| !puts(txn) && !deletes(txn);
+    let look = fake.fault(On::rpc(Rpc::Txn).matching(reads), Do::vanish());
+    fake.fault(On::response(Rpc::LeaseKeepAlive), Do::vanish());
+    let error = timeout(S(11), mutex(&session).lock()).await.expect("at the deadline").unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
+    assert!(look.hits() > 0);
+}
+
 /// The same for one who asks in vain: the key that nobody heard of does not block the holder's successors.
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_a_try_lock_is_lost() {
