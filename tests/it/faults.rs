@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Outcome, Session, SessionState, Txn};
+use etcd_concurrency::{
+    Client, DoubleBarrier, ErrorKind, LostReason, Mutex, Op, Outcome, Semaphore, Session, SessionState, Txn,
+};
 use tokio::time::{Instant, timeout};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -53,21 +55,6 @@ async fn the_reply_of_an_acquire_is_lost() {
     session.close().await.unwrap();
 }
 
-/// A join that finds its key looks who stands before it. That look went on past the session's end, to its own timeout.
-#[tokio::test(start_paused = true)]
-async fn a_session_that_ends_ends_the_look_after_a_lost_reply() {
-    let fake = FakeEtcd::start();
-    let client = Client::builder().service(fake.service()).request_timeout(S(60)).connect_lazy().unwrap();
-    let session = session(&client).await;
-    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::lose_reply());
-    let reads = |txn: &TxnRequest| !puts(txn) && !deletes(txn);
-    let look = fake.fault(On::rpc(Rpc::Txn).matching(reads), Do::vanish());
-    fake.fault(On::response(Rpc::LeaseKeepAlive), Do::vanish());
-    let error = timeout(S(11), mutex(&session).lock()).await.expect("at the deadline").unwrap_err();
-    assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
-    assert!(look.hits() > 0);
-}
-
 /// The same for one who asks in vain: the key that nobody heard of does not block the holder's successors.
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_a_try_lock_is_lost() {
@@ -77,6 +64,32 @@ async fn the_reply_of_a_try_lock_is_lost() {
     let guard = mutex(&session).try_lock().await.unwrap();
     guard.unlock().await.unwrap();
     assert_eq!(keys(&fake), 0);
+}
+
+/// Whoever finds its key looks who stands before it. That look went on past the session's end, to its own timeout.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_ends_the_look_after_a_lost_reply() {
+    ends_the_look(Rpc::Txn, async |session| mutex(session).lock().await.map(drop)).await;
+    let semaphore = |session: &Session| Semaphore::new(session, "semaphore", 2).unwrap();
+    ends_the_look(Rpc::Txn, async |session| semaphore(session).acquire().await.map(drop)).await;
+    let barrier = |session: &Session| DoubleBarrier::new(session, "barrier", 2).unwrap();
+    ends_the_look(Rpc::Range, async |session| barrier(session).enter().await.map(drop)).await;
+}
+
+async fn ends_the_look(rpc: Rpc, join: impl AsyncFnOnce(&Session) -> etcd_concurrency::Result<()>) {
+    let fake = FakeEtcd::start();
+    let client = Client::builder().service(fake.service()).request_timeout(S(60)).connect_lazy().unwrap();
+    let session = session(&client).await;
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::lose_reply());
+    let look = match rpc {
+        Rpc::Txn => On::rpc(rpc).matching(|txn: &TxnRequest| !puts(txn) && !deletes(txn)),
+        _ => On::rpc(rpc),
+    };
+    let look = fake.fault(look, Do::vanish());
+    fake.fault(On::response(Rpc::LeaseKeepAlive), Do::vanish());
+    let error = timeout(S(11), join(&session)).await.expect("at the deadline").unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
+    assert!(look.hits() > 0);
 }
 
 /// Nobody can tell what became of an acquire: the caller hears that, and the key goes once the server is there again.

@@ -36,7 +36,7 @@ impl DoubleBarrier {
         let place = match planned.found.is_none() {
             true => planned.read(0)?.count,
             // An earlier attempt put it, and others came after it.
-            false => self.place(&owned).await?,
+            false => self.session.unless_lost(self.place(&owned)).await?,
         };
         if place > i64::from(self.count) {
             // Whether or not that succeeds now, it goes on.

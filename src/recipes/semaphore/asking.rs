@@ -55,9 +55,9 @@ impl<'a> Asking<'a> {
             _ => (0..permits).map(|n| Bytes::from([&key, format!(".{n}").as_bytes()].concat())).collect(),
         };
         let youngest = by_youth(&of.queue, i64::from(permits) + 1, 0);
-        let plan = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).read(youngest);
+        let plan = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).also(youngest.into());
         let Planned { owned, found, reply } = plan.put().await?;
-        let place = owned.ok_or_else(|| unexpected("keys were neither put nor found"))?;
+        let mut place = owned.ok_or_else(|| unexpected("keys were neither put nor found"))?;
         let limit = of.limit.read(reply.inner_kvs(0).unwrap_or_default().first())?;
         if permits > limit {
             return Err(Error::invalid("permits", format!("{permits} are asked for, and there are {limit}")));
@@ -65,7 +65,7 @@ impl<'a> Asking<'a> {
         let asking = Self { of, permits, limit: AtomicU32::new(limit) };
         let rank = match found {
             // Others may have joined after an earlier attempt of ours.
-            Some(_) => asking.older(&place).await?.rank(permits),
+            Some(_) => of.session.unless_lost(Box::pin(asking.older(&mut place))).await?.rank(permits),
             None => {
                 let range = reply.range(1)?;
                 let token = place.fence().token();
@@ -95,9 +95,10 @@ impl<'a> Asking<'a> {
     }
 
     /// Reads who is older, and that our key stands: one RPC.
-    async fn older(&self, place: &Owned) -> Result<Older> {
-        let (semaphore, fence) = (self.of, place.fence());
+    async fn older(&self, place: &mut Owned) -> Result<Older> {
+        let semaphore = self.of;
         loop {
+            let fence = place.fence();
             let known = self.limit.load(Ordering::Relaxed);
             let txn = Txn::new()
                 .compare(fence.is_owner())
@@ -107,6 +108,7 @@ impl<'a> Asking<'a> {
             if !reply.succeeded {
                 return Err(fence.why().await.into());
             }
+            place.proven_at(reply.header.revision);
             let limit = semaphore.limit.read(reply.first(0))?;
             self.limit.store(limit, Ordering::Relaxed);
             // With more permits than we knew of, there may be more who hold them.
@@ -139,7 +141,6 @@ impl<'a> Asking<'a> {
         watcher.created().await?;
         let older = self.older(place).await?;
         if older.rank(self.permits) == Rank::In {
-            place.proven_at(older.revision);
             return Ok(true);
         }
         // With more than can hold there are others who are not told here.
@@ -196,9 +197,7 @@ impl Look for Asking<'_> {
     const PAST_PREDECESSOR: bool = true;
 
     async fn look(&self, place: &mut Owned) -> Result<Standing> {
-        let older = self.older(place).await?;
-        place.proven_at(older.revision);
-        Ok(match older.rank(self.permits) {
+        Ok(match self.older(place).await?.rank(self.permits) {
             Rank::In | Rank::First => Standing::First,
             Rank::Behind(predecessor) => Standing::Behind(predecessor),
         })
