@@ -1,43 +1,47 @@
 //! What a lease is, and who watches that.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
 use tokio::sync::watch;
 
 use super::{SessionState, lock};
 
-/// The state of a lease. A watch channel takes more memory than all else of a session, and few sessions are watched: it
-/// is made for the first who asks.
+/// The state of a lease. A watch channel takes more memory than anything else of a session, and few sessions are
+/// watched: it is made for the first who asks.
+///
+/// Both are under one lock, so that no change falls between, and the last to change it is the last to tell.
 #[derive(Debug)]
-pub(super) struct State {
-    now: Mutex<SessionState>,
-    watched: OnceLock<watch::Sender<SessionState>>,
+pub(super) struct State(Mutex<Told>);
+
+#[derive(Debug)]
+struct Told {
+    now: SessionState,
+    watched: Option<watch::Sender<SessionState>>,
 }
 
 impl State {
     pub(super) fn new(first: SessionState) -> Self {
-        Self { now: Mutex::new(first), watched: OnceLock::new() }
+        Self(Mutex::new(Told { now: first, watched: None }))
     }
 
     pub(super) fn now(&self) -> SessionState {
-        *lock(&self.now)
+        lock(&self.0).now
     }
 
     /// Changes the state, and tells all who watch it if that says that it did.
     pub(super) fn change(&self, change: impl FnOnce(&mut SessionState) -> bool) -> bool {
-        let mut now = lock(&self.now);
-        let changed = change(&mut now);
-        // Under the lock, so that the last to change it is the last to tell.
-        if changed && let Some(watched) = self.watched.get() {
-            watched.send_replace(*now);
+        let mut told = lock(&self.0);
+        let changed = change(&mut told.now);
+        if changed && let Some(watched) = &told.watched {
+            watched.send_replace(told.now);
         }
         changed
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<SessionState> {
-        // Under the lock, so that no change falls between.
-        let now = lock(&self.now);
-        self.watched.get_or_init(|| watch::channel(*now).0).subscribe()
+        let mut told = lock(&self.0);
+        let now = told.now;
+        told.watched.get_or_insert_with(|| watch::channel(now).0).subscribe()
     }
 }
 

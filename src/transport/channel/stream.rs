@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A connection that writes when it is flushed.
-pub(super) type Stream = TokioIo<OneBuffer<BufWriter<TcpStream>>>;
+pub(super) type Stream = TokioIo<OneBuffer>;
 
 /// So many bytes wait at most. What is larger does not, and is not copied.
 const MOST: usize = 4 << 10;
@@ -25,9 +25,9 @@ pub(super) fn stream(tcp: TcpStream) -> Stream {
 
 /// Says of itself, by what it does not implement, that one buffer at a time is best. A [`BufWriter`] never does.
 #[derive(Debug)]
-pub(super) struct OneBuffer<T>(T);
+pub(super) struct OneBuffer(BufWriter<TcpStream>);
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for OneBuffer<T> {
+impl AsyncWrite for OneBuffer {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -41,7 +41,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for OneBuffer<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for OneBuffer<T> {
+impl AsyncRead for OneBuffer {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
