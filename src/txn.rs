@@ -2,6 +2,7 @@
 
 mod ranges;
 mod reply;
+mod sound;
 
 use bytes::Bytes;
 
@@ -11,7 +12,7 @@ use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
 pub(crate) use ranges::{by_age, by_youth, count, revision};
 pub use reply::TxnReply;
-pub(crate) use reply::unexpected;
+pub(crate) use sound::unexpected;
 
 /// A transaction: if all compares hold, the success operations are applied, otherwise the failure operations.
 ///

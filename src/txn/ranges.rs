@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::error::{Error, Outcome, Result};
 use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
+use crate::txn::sound;
 use pb::range_request::{SortOrder, SortTarget};
 
 /// The keys that were created first, the oldest first; 0 for all.
@@ -24,10 +25,13 @@ pub(crate) fn by_youth(prefix: &Bytes, limit: i64, max_create_revision: i64) -> 
     pb::RangeRequest { sort_order: SortOrder::Descend.into(), max_create_revision, ..by_age(prefix, limit) }
 }
 
-/// The revision that an answer is of.
+/// The revision that an answer is of. An error where no store can have answered so.
 pub(crate) fn revision(answer: &pb::RangeResponse) -> Result<i64> {
     let missing = || Error::protocol("a range's answer without header", Outcome::NotApplied).at("KV/Range");
-    answer.header.as_ref().map(|header| header.revision).ok_or_else(missing)
+    let revision = answer.header.as_ref().map(|header| header.revision).ok_or_else(missing)?;
+    let check = sound::revision(revision).and_then(|()| sound::range(answer, revision));
+    check.map_err(|error| error.with_outcome(Outcome::NotApplied).at("KV/Range"))?;
+    Ok(revision)
 }
 
 /// How many keys there are.

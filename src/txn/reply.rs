@@ -3,6 +3,7 @@
 use crate::error::{Error, Outcome, Result};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
+use crate::txn::sound::{self, unexpected};
 use pb::response_op::Response;
 
 /// What became of a transaction.
@@ -105,11 +106,8 @@ impl TryFrom<pb::TxnResponse> for TxnReply {
         let missing =
             || Error::protocol("a transaction's answer without header", Outcome::Applied).at("KV/Txn");
         let header = response.header.ok_or_else(missing)?;
+        sound::revision(header.revision)?;
+        sound::responses(&response.responses, header.revision)?;
         Ok(Self { succeeded: response.succeeded, header, responses: response.responses })
     }
-}
-
-/// An answer that does not fit what was asked.
-pub(crate) fn unexpected(detail: impl Into<String>) -> Error {
-    Error::protocol(detail, Outcome::Unknown).at("KV/Txn")
 }

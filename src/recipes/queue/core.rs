@@ -101,5 +101,28 @@ pub(super) fn deliveries(version: i64, returns: i64) -> u32 {
 }
 
 pub(super) fn read_returns(kv: &KeyValue) -> i64 {
-    std::str::from_utf8(&kv.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    // Somebody else may have written it: no number that others cannot be added to.
+    std::str::from_utf8(&kv.value).ok().and_then(|text| text.parse::<u32>().ok()).map_or(0, i64::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever may write the queue's keys wrote one that overflowed the count, and a consumer panicked.
+    #[test]
+    fn no_count_of_returns_is_too_odd() {
+        for (text, version, delivered) in [
+            ("2", 5, 2),
+            ("", 2, 1),
+            ("9", 2, 0),
+            ("-9223372036854775808", 3, 2),
+            ("9223372036854775807", 2, 1),
+        ] {
+            let kv = KeyValue { value: text.into(), ..Default::default() };
+            assert!(read_returns(&kv).checked_add(2).is_some(), "{text}");
+            let counted = deliveries(version, read_returns(&kv));
+            assert_eq!(counted, delivered, "{text}");
+        }
+    }
 }
