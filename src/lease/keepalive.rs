@@ -129,6 +129,8 @@ impl KeepAlive {
 
     fn keep(&mut self, lease: Arc<Lease>) {
         let id = lease.id();
+        // Adopted again after it was lost, which may not have come here yet.
+        self.forget(id);
         if self.kept.contains_key(&id) {
             return;
         }
@@ -143,6 +145,9 @@ impl KeepAlive {
             return;
         }
         if let Some(kept) = self.kept.remove(&id) {
+            // Its time may have passed with nobody looking.
+            kept.lease.lost_reason();
+            kept.lease.state.tell();
             self.timers.try_remove(&kept.timer);
             self.unanswered
                 .iter_mut()

@@ -196,14 +196,16 @@ impl Lease {
     }
 
     /// Why the lease is lost. Looks at the clock itself: a task that wakes late learns it before any timer fires.
+    ///
+    /// Who asks may hold a borrow of [`watch`](Self::watch), so what this finds is told by the task.
     pub(crate) fn lost_reason(&self) -> Option<LostReason> {
         if let SessionState::Lost(reason) = self.state.now() {
             return Some(reason);
         }
-        self.remaining().is_zero().then(|| self.lose(LostReason::Expired))
+        self.remaining().is_zero().then(|| self.end(LostReason::Expired).0)
     }
 
-    /// Like [`lost_reason`](Self::lost_reason), without telling anybody.
+    /// Like [`lost_reason`](Self::lost_reason), without ending anything.
     fn is_believed(&self) -> bool {
         !matches!(self.state.now(), SessionState::Lost(_)) && !self.remaining().is_zero()
     }
@@ -229,17 +231,23 @@ impl Lease {
         }
     }
 
-    /// Ends belief in the lease. The first reason given stays, and is returned.
+    /// Ends belief in the lease, and tells who watches. The first reason given stays, and is returned.
     pub(crate) fn lose(&self, reason: LostReason) -> LostReason {
-        let mut first = reason;
-        let ended = self.state.change(|state| match *state {
-            SessionState::Lost(earlier) => {
-                first = earlier;
-                false
-            }
+        let (first, ended) = self.end(reason);
+        if ended {
+            self.state.tell();
+        }
+        first
+    }
+
+    /// Like [`lose`](Self::lose), where the caller may hold a borrow of [`watch`](Self::watch): the task tells who
+    /// watches. Says, too, whether the lease was believed in until now.
+    pub(crate) fn end(&self, reason: LostReason) -> (LostReason, bool) {
+        let (first, ended) = self.state.change(|state| match *state {
+            SessionState::Lost(earlier) => (earlier, false),
             _ => {
                 *state = SessionState::Lost(reason);
-                true
+                (reason, true)
             }
         });
         if ended {
@@ -247,7 +255,7 @@ impl Lease {
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));
         }
-        first
+        (first, ended)
     }
 
     /// Resolves once the lease is lost.
@@ -266,22 +274,20 @@ impl Lease {
 
     fn suspend(&self) {
         self.state.change(|state| {
-            let active = *state == SessionState::Active;
-            if active {
+            if *state == SessionState::Active {
                 *state = SessionState::Suspended { since: Instant::now() };
             }
-            active
         });
+        self.state.tell();
     }
 
     fn resume(&self) {
         self.state.change(|state| {
-            let suspended = matches!(state, SessionState::Suspended { .. });
-            if suspended {
+            if matches!(state, SessionState::Suspended { .. }) {
                 *state = SessionState::Active;
             }
-            suspended
         });
+        self.state.tell();
     }
 
     fn with_clock<T>(&self, f: impl FnOnce(&mut LeaseClock, Moment) -> T) -> T {

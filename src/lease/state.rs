@@ -1,47 +1,50 @@
 //! What a lease is, and who watches that.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use tokio::sync::watch;
 
 use super::{SessionState, lock};
 
-/// The state of a lease. A watch channel takes more memory than anything else of a session, and few sessions are
-/// watched: it is made for the first who asks.
+/// The state of a lease, and a channel that tells of it. That takes more memory than anything else of a session, and
+/// few sessions are watched: it is made for the first who asks.
 ///
-/// Both are under one lock, so that no change falls between, and the last to change it is the last to tell.
+/// A change and its telling are two steps: who holds a borrow of the channel's value stops whoever tells, and must
+/// still be able to look at the lease, and to find out that it is lost.
 #[derive(Debug)]
-pub(super) struct State(Mutex<Told>);
-
-#[derive(Debug)]
-struct Told {
-    now: SessionState,
-    watched: Option<watch::Sender<SessionState>>,
+pub(super) struct State {
+    now: Mutex<SessionState>,
+    watched: OnceLock<watch::Sender<SessionState>>,
 }
 
 impl State {
     pub(super) fn new(first: SessionState) -> Self {
-        Self(Mutex::new(Told { now: first, watched: None }))
+        Self { now: Mutex::new(first), watched: OnceLock::new() }
     }
 
     pub(super) fn now(&self) -> SessionState {
-        lock(&self.0).now
+        *lock(&self.now)
     }
 
-    /// Changes the state, and tells all who watch it if that says that it did.
-    pub(super) fn change(&self, change: impl FnOnce(&mut SessionState) -> bool) -> bool {
-        let mut told = lock(&self.0);
-        let changed = change(&mut told.now);
-        if changed && let Some(watched) = &told.watched {
-            watched.send_replace(told.now);
-        }
-        changed
+    /// Changes the state, which nobody is told of yet; returns what that returns.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut SessionState) -> T) -> T {
+        change(&mut lock(&self.now))
+    }
+
+    /// Tells all who watch what the state is, unless they know. Waits for those who hold a borrow.
+    pub(super) fn tell(&self) {
+        let Some(watched) = self.watched.get() else { return };
+        watched.send_if_modified(|told| {
+            // Read in here, so that the last to tell tells the last.
+            let now = self.now();
+            std::mem::replace(told, now) != now
+        });
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<SessionState> {
-        let mut told = lock(&self.0);
-        let now = told.now;
-        told.watched.get_or_insert_with(|| watch::channel(now).0).subscribe()
+        // Under the lock, so that the channel begins with a change, or is there to tell of it.
+        let now = lock(&self.now);
+        self.watched.get_or_init(|| watch::channel(*now).0).subscribe()
     }
 }
 
@@ -54,19 +57,38 @@ mod tests {
     fn who_watches_sees_what_is_and_what_comes() {
         let state = State::new(SessionState::Active);
         let lose = |reason| {
-            state.change(|now| {
-                *now = SessionState::Lost(reason);
-                true
-            })
+            state.change(|now| *now = SessionState::Lost(reason));
+            state.tell();
         };
-        assert!(lose(LostReason::Expired));
+        lose(LostReason::Expired);
         let mut watched = state.watch();
         assert_eq!(*watched.borrow(), SessionState::Lost(LostReason::Expired));
-        assert!(!state.change(|_| false) && !watched.has_changed().unwrap());
-        assert!(lose(LostReason::Revoked) && watched.has_changed().unwrap());
+        state.tell();
+        assert!(!watched.has_changed().unwrap(), "who watches knows");
+        lose(LostReason::Revoked);
+        assert!(watched.has_changed().unwrap());
         assert_eq!(*watched.borrow_and_update(), state.now());
         drop(state);
         assert!(watched.has_changed().is_err(), "nothing will come");
+    }
+
+    /// What is told in the end is what is, however many change it and tell at once.
+    #[test]
+    fn the_last_who_tells_tells_the_last() {
+        for _ in 0..500 {
+            let state = State::new(SessionState::Active);
+            let watched = state.watch();
+            std::thread::scope(|scope| {
+                for reason in [LostReason::Expired, LostReason::Revoked, LostReason::Closed] {
+                    let state = &state;
+                    scope.spawn(move || {
+                        state.change(|now| *now = SessionState::Lost(reason));
+                        state.tell();
+                    });
+                }
+            });
+            assert_eq!(*watched.borrow(), state.now());
+        }
     }
 
     /// Had a change fallen between the first look and the channel, who watches would have waited for it for ever.
@@ -76,10 +98,8 @@ mod tests {
             let state = State::new(SessionState::Active);
             let watched = std::thread::scope(|scope| {
                 let watching = scope.spawn(|| state.watch());
-                state.change(|now| {
-                    *now = SessionState::Lost(LostReason::Expired);
-                    true
-                });
+                state.change(|now| *now = SessionState::Lost(LostReason::Expired));
+                state.tell();
                 watching.join().unwrap()
             });
             assert_eq!(*watched.borrow(), SessionState::Lost(LostReason::Expired));

@@ -112,7 +112,8 @@ impl Session {
     /// The state, and every change of it.
     ///
     /// The channel tells of an end when a timer or an answer brings it about; ask [`is_valid`](Self::is_valid) before
-    /// doing what needs the session.
+    /// doing what needs the session, even while a value of the channel is borrowed. Do not hold that for long: keeping
+    /// the client's leases alive waits for it where there is something to tell.
     pub fn state(&self) -> watch::Receiver<SessionState> {
         self.inner.lease.watch()
     }
@@ -205,7 +206,8 @@ impl Drop for Inner {
         if self.let_go.swap(true, Ordering::Relaxed) || !last {
             return;
         }
-        let reason = self.lease.lose(LostReason::Closed);
+        // Whoever drops it may hold a borrow of the state.
+        let (reason, _) = self.lease.end(LostReason::Closed);
         if matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
             return;
         }

@@ -1,11 +1,13 @@
 //! How leases are kept alive, on the fake and its paused clock.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{Client, Session};
+use etcd_concurrency::{Client, LostReason, Session, SessionState};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -51,6 +53,60 @@ async fn an_answer_to_an_earlier_owner_proves_nothing() {
     assert!(fake.snapshot().lease(lease).is_none());
     let believed = matches!(&adopted, Ok(Ok(session)) if session.is_valid());
     assert!(!believed, "{}", fake.history());
+}
+
+/// The deadline had passed, and nobody had looked: the lease was adopted again before the task had seen to its timer.
+/// The task took it for one that it kept already, then forgot both, and the adoption waited for ever.
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_adopted_again_in_the_moment_of_its_deadline() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let first = Session::builder(&client).ttl(S(9)).open().await.unwrap();
+    let silent = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    let late = first.remaining() + MS(100);
+    pass(late);
+    silent.remove();
+    let again = Session::builder(&client).lease(first.lease()).open();
+    let again = timeout(S(60), again).await.expect("it is told").unwrap();
+    assert_eq!(first.lost().await, LostReason::Expired);
+    sleep(S(60)).await;
+    assert!(again.is_valid() && fake.leases() == 1, "{}", fake.history());
+}
+
+/// Whoever found out that the deadline had passed told all who watched the state, and waited for those who held a borrow
+/// of it: for itself, where it held one.
+#[test]
+fn who_holds_a_borrow_of_the_state_can_ask_and_let_go() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+            let client = FakeEtcd::start().client();
+            let open = || Session::builder(&client).ttl(S(9)).open();
+            let (late, dropped) = (open().await.unwrap(), open().await.unwrap());
+            let mut states = [late.state(), dropped.state()];
+            {
+                let _held = states[1].borrow();
+                drop(dropped);
+                let _held = states[0].borrow();
+                pass(S(60));
+                assert!(!late.is_valid());
+            }
+            for (state, reason) in states.iter_mut().zip([LostReason::Expired, LostReason::Closed]) {
+                let lost = state.wait_for(|state| *state == SessionState::Lost(reason));
+                timeout(S(1), lost).await.expect("whoever watches is told").unwrap();
+            }
+        });
+        done.send(()).unwrap();
+    });
+    // No clock that can be paused: the thread would not come back.
+    is_done.recv_timeout(S(60)).expect("it waits for itself, or has failed");
+}
+
+/// The time passes, and nobody gets to see it yet.
+fn pass(time: Duration) {
+    let advance = std::pin::pin!(tokio::time::advance(time));
+    let _ = advance.poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Ten thousand leases woke the client, and wrote to the connection, five hundred times a second.
