@@ -8,9 +8,7 @@ use etcd_concurrency::{ErrorKind, LostReason, Mutex, Session};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-fn puts(txn: &TxnRequest) -> bool {
-    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
-}
+use crate::support::requests::puts;
 
 /// Reads the line, and puts nothing.
 fn looks(txn: &TxnRequest) -> bool {

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::pb::etcdserverpb::TxnRequest;
 use etcd_concurrency::{
     Client, DoubleBarrier, ErrorKind, LostReason, Mutex, Op, Outcome, Semaphore, Session, SessionState, Txn,
 };
 use tokio::time::{Instant, timeout};
+
+use crate::support::requests::{deletes, puts};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -25,14 +27,6 @@ fn mutex(session: &Session) -> Mutex {
 
 fn keys(fake: &FakeEtcd) -> usize {
     fake.snapshot().keys.iter().filter(|kv| kv.key.starts_with(b"lock/")).count()
-}
-
-fn puts(txn: &TxnRequest) -> bool {
-    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
-}
-
-fn deletes(txn: &TxnRequest) -> bool {
-    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestDeleteRange(_))))
 }
 
 /// An acquire whose reply is lost leaves its key behind in Go's package, and the live session keeps the orphan alive.

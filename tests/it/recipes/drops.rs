@@ -3,12 +3,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use etcd_concurrency::{Client, MultiLock, Result, RwLock, Semaphore, Session};
+use etcd_concurrency::fake::{Do, On, Rpc};
+use etcd_concurrency::{Client, MultiLock, Mutex, Result, RwLock, Semaphore, Session};
 
 use crate::drops::{MANY, at_most, nothing_left, take_time};
 use crate::support::backend::{Backend, on_every_backend};
+use crate::support::requests::puts;
 
-/// Takes it with `take`, dropped after every number of polls, free and with a holder who leaves while it waits.
+/// Takes it with `take`, dropped after every number of polls: free, with a holder who leaves while it waits, and, on the
+/// fake, both of these where the reply of its put is lost and it has to look what became of that.
 async fn drop_everywhere<G, H, F, R>(
     backend: &Backend,
     names: &[String],
@@ -22,10 +25,14 @@ async fn drop_everywhere<G, H, F, R>(
     take_time(backend);
     let observer: Client = backend.client();
     let (a, b) = (Session::open(&observer).await.unwrap(), Session::open(&backend.client()).await.unwrap());
-    for contended in [false, true] {
+    let fake = backend.fake();
+    let rounds = [(false, false), (true, false), (false, true), (true, true)];
+    for (contended, lossy) in rounds.into_iter().filter(|(_, lossy)| !lossy || fake.is_some()) {
         let mut done = false;
         for polls in 0..MANY {
             let held = if contended { Some(hold(a.clone()).await) } else { None };
+            let puts = || On::rpc(Rpc::Txn).matching(puts).once();
+            let loss = fake.filter(|_| lossy).map(|fake| fake.fault(puts(), Do::lose_reply()));
             let taking = at_most(polls, take(b.clone()));
             let leaving = async {
                 // Long enough for the other to stand in line; on the fake it takes no time.
@@ -36,6 +43,10 @@ async fn drop_everywhere<G, H, F, R>(
                 let released = at_most(polls, release(guard.unwrap())).await;
                 done = released.is_some();
                 released.transpose().unwrap();
+            }
+            if let Some(loss) = loss {
+                assert!(!done || loss.hits() == 1, "no reply was lost");
+                loss.remove();
             }
             for name in names {
                 nothing_left(backend, &observer, name, polls).await;
@@ -49,6 +60,14 @@ async fn drop_everywhere<G, H, F, R>(
 }
 
 on_every_backend! {
+    async fn a_mutex(backend: Backend) {
+        let name = backend.key("lock");
+        let lock = |session: Session| Mutex::new(&session, &name).unwrap();
+        let hold = async |session| lock(session).lock().await.unwrap();
+        let take = |session| { let lock = lock(session); async move { lock.lock().await } };
+        drop_everywhere(&backend, std::slice::from_ref(&name), hold, take, |guard| guard.unlock()).await;
+    }
+
     async fn a_reader(backend: Backend) {
         let name = backend.key("lock");
         let lock = |session: Session| RwLock::new(&session, &name).unwrap();

@@ -10,6 +10,7 @@ pub(crate) mod poll;
 pub(crate) mod port;
 pub(crate) mod proxy;
 pub(crate) mod queue;
+pub(crate) mod requests;
 pub(crate) mod rival;
 pub(crate) mod supervisor;
 

@@ -4,8 +4,9 @@ use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::{LostReason, Op, Outcome};
 use tokio::time::timeout;
 
-use super::faults::{S, count, deletes, puts, session, until, until_clean};
+use super::faults::{S, count, puts, session, until, until_clean};
 use super::{queue, text};
+use crate::support::requests::deletes;
 
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_an_acknowledgement_is_lost() {

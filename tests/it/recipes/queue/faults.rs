@@ -8,6 +8,7 @@ use etcd_concurrency::{Client, LostReason, Outcome, Queue, Session};
 use tokio::time::timeout;
 
 use super::{queue, text};
+use crate::support::requests::deletes;
 
 pub(super) const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -23,10 +24,6 @@ pub(super) fn puts(kind: &'static str) -> impl Fn(&TxnRequest) -> bool + Send + 
             _ => false,
         })
     }
-}
-
-pub(super) fn deletes(txn: &TxnRequest) -> bool {
-    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestDeleteRange(_))))
 }
 
 pub(super) fn count(fake: &FakeEtcd, kind: &str) -> usize {
