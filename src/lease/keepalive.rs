@@ -145,9 +145,8 @@ impl KeepAlive {
             return;
         }
         if let Some(kept) = self.kept.remove(&id) {
-            // Its time may have passed with nobody looking.
-            kept.lease.lost_reason();
-            kept.lease.state.tell();
+            // It ended, or its time has passed with nobody looking.
+            kept.lease.lose(LostReason::Expired);
             self.timers.try_remove(&kept.timer);
             self.unanswered
                 .iter_mut()

@@ -202,7 +202,7 @@ impl Lease {
         if let SessionState::Lost(reason) = self.state.now() {
             return Some(reason);
         }
-        self.remaining().is_zero().then(|| self.end(LostReason::Expired).0)
+        self.remaining().is_zero().then(|| self.end(LostReason::Expired))
     }
 
     /// Like [`lost_reason`](Self::lost_reason), without ending anything.
@@ -233,16 +233,14 @@ impl Lease {
 
     /// Ends belief in the lease, and tells who watches. The first reason given stays, and is returned.
     pub(crate) fn lose(&self, reason: LostReason) -> LostReason {
-        let (first, ended) = self.end(reason);
-        if ended {
-            self.state.tell();
-        }
+        let first = self.end(reason);
+        self.state.tell();
         first
     }
 
     /// Like [`lose`](Self::lose), where the caller may hold a borrow of [`watch`](Self::watch): the task tells who
-    /// watches. Says, too, whether the lease was believed in until now.
-    pub(crate) fn end(&self, reason: LostReason) -> (LostReason, bool) {
+    /// watches.
+    pub(crate) fn end(&self, reason: LostReason) -> LostReason {
         let (first, ended) = self.state.change(|state| match *state {
             SessionState::Lost(earlier) => (earlier, false),
             _ => {
@@ -255,7 +253,7 @@ impl Lease {
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));
         }
-        (first, ended)
+        first
     }
 
     /// Resolves once the lease is lost.

@@ -207,7 +207,7 @@ impl Drop for Inner {
             return;
         }
         // Whoever drops it may hold a borrow of the state.
-        let (reason, _) = self.lease.end(LostReason::Closed);
+        let reason = self.lease.end(LostReason::Closed);
         if matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
             return;
         }
