@@ -114,6 +114,7 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
         Ok::<_, String>(())
     };
     in_time(2 * BOUND, over).await.map_err(|why| format!("the actors: {why}"))??;
+    world.told.borrow_mut().count_lost_sessions();
     world.drop_sessions();
     let drained = in_time(BOUND, actors::drain(world)).await?;
     drained.map_err(|error| format!("what is left in the queue cannot be taken: {error}"))?;

@@ -1,32 +1,42 @@
-//! Sends jobs, takes them, acknowledges them.
+//! Sends jobs, takes them, acknowledges them; or takes them off at once.
 
-use etcd_concurrency::{Error, Job, Op, Queue, Session};
+use std::time::Duration;
+
+use bytes::Bytes;
+use etcd_concurrency::{Error, Job, Op, PriorityQueue, Queue, Result, Session};
 
 use super::Actor;
 use crate::checks::held::{self, Mode};
 use crate::checks::log::{GUARDED, text};
 use crate::checks::told::Fate;
-use crate::world::World;
+use crate::world::{Phase, World};
+
+/// A queue of either order.
+enum Line {
+    Plain(Queue),
+    Urgent(PriorityQueue),
+}
 
 pub(super) async fn act(actor: &mut Actor) {
     while let Some(session) = actor.session().await {
-        let Ok(queue) = Queue::new(&session, "queue") else { return };
+        let line = if actor.rng.bool() { Line::plain(&session) } else { Line::urgent(&session) };
+        let Ok(line) = line else { return };
         // One handle for a while, so that slips are used again.
         for _ in 0..actor.rng.usize(1..6) {
-            if actor.rng.bool() {
-                send(actor, &queue, &session).await;
-            } else {
-                work(actor, &queue, &session).await;
+            match actor.rng.u8(0..4) {
+                0 | 1 => send(actor, &line, &session).await,
+                2 => work(actor, &line, &session).await,
+                _ => take_off(actor, &line, &session).await,
             }
             actor.a_while().await;
         }
     }
 }
 
-async fn send(actor: &mut Actor, queue: &Queue, session: &Session) {
+async fn send(actor: &mut Actor, line: &Line, session: &Session) {
     let value = format!("job-{}", actor.world.id());
     actor.world.told.borrow_mut().sent.insert(value.clone(), Fate::Unknown);
-    let sending = queue.enqueue(value.clone());
+    let sending = line.enqueue(value.clone(), actor.rng.u32(0..3));
     let fate = match actor.world.wait("an enqueue", &mut actor.rng, Some(session), sending).await {
         Some(Ok(())) => Fate::Done(None),
         Some(Err(error)) => Fate::of(&error),
@@ -35,21 +45,10 @@ async fn send(actor: &mut Actor, queue: &Queue, session: &Session) {
     actor.world.told.borrow_mut().sent.insert(value, fate);
 }
 
-async fn work(actor: &mut Actor, queue: &Queue, session: &Session) {
+async fn work(actor: &mut Actor, line: &Line, session: &Session) {
     let world = actor.world.clone();
-    // There may be no job to wait for.
-    let taken = match world.goes_on() && actor.rng.bool() && world.phase() == crate::world::Phase::Rough {
-        true => {
-            let patience = std::time::Duration::from_millis(actor.rng.u64(0..6_000));
-            let taking = tokio::time::timeout(patience, queue.take());
-            world
-                .wait("a job", &mut actor.rng, Some(session), taking)
-                .await
-                .and_then(Result::ok)
-                .map(|job| job.map(Some))
-        }
-        false => world.wait("a job", &mut actor.rng, Some(session), queue.try_take()).await,
-    };
+    let taking = line.take(patience(actor));
+    let taken = world.wait("a job", &mut actor.rng, Some(session), taking).await.flatten();
     let Some(Ok(Some(job))) = taken else { return };
     let value = text(job.value());
     let holds = held::enter(&world, &format!("job {value}"), Mode::Alone, job.fence(), session);
@@ -74,6 +73,69 @@ async fn work(actor: &mut Actor, queue: &Queue, session: &Session) {
     }
 }
 
+async fn take_off(actor: &mut Actor, line: &Line, session: &Session) {
+    let world = actor.world.clone();
+    let taking = line.dequeue(patience(actor));
+    let mut told = match world.wait("a dequeue", &mut actor.rng, Some(session), taking).await.flatten() {
+        Some(Ok(None)) => return,
+        Some(Ok(Some(value))) => {
+            world.count("taken off");
+            return world.told.borrow_mut().taken_off.push(text(&value));
+        }
+        Some(Err(error)) if Fate::of(&error) == Fate::Refused => return,
+        Some(Err(_)) | None => world.told.borrow_mut(),
+    };
+    told.not_taken_off.push(session.state());
+}
+
+/// How long to wait for a job, of which there may be none; None for not at all.
+fn patience(actor: &mut Actor) -> Option<Duration> {
+    let waits = actor.rng.bool() && actor.world.phase() == Phase::Rough;
+    waits.then(|| Duration::from_millis(actor.rng.u64(0..6_000)))
+}
+
+impl Line {
+    fn plain(session: &Session) -> Result<Self> {
+        Queue::new(session, "queue").map(Self::Plain)
+    }
+
+    fn urgent(session: &Session) -> Result<Self> {
+        PriorityQueue::new(session, "urgent").map(Self::Urgent)
+    }
+
+    async fn enqueue(&self, value: String, priority: u32) -> Result<()> {
+        match self {
+            Self::Plain(queue) => queue.enqueue(value).await,
+            Self::Urgent(queue) => queue.enqueue(value, priority).await,
+        }
+    }
+
+    /// None where that took too long.
+    async fn take(&self, patience: Option<Duration>) -> Option<Result<Option<Job>>> {
+        match (self, patience) {
+            (Self::Plain(queue), None) => Some(queue.try_take().await),
+            (Self::Urgent(queue), None) => Some(queue.try_take().await),
+            (Self::Plain(queue), Some(patience)) => within(patience, queue.take()).await,
+            (Self::Urgent(queue), Some(patience)) => within(patience, queue.take()).await,
+        }
+    }
+
+    /// None where that took too long.
+    async fn dequeue(&self, patience: Option<Duration>) -> Option<Result<Option<Bytes>>> {
+        match (self, patience) {
+            (Self::Plain(queue), None) => Some(queue.try_dequeue().await),
+            (Self::Urgent(queue), None) => Some(queue.try_dequeue().await),
+            (Self::Plain(queue), Some(patience)) => within(patience, queue.dequeue()).await,
+            (Self::Urgent(queue), Some(patience)) => within(patience, queue.dequeue()).await,
+        }
+    }
+}
+
+async fn within<T>(patience: Duration, taking: impl Future<Output = Result<T>>) -> Option<Result<Option<T>>> {
+    let taken = tokio::time::timeout(patience, taking).await.ok()?;
+    Some(taken.map(Some))
+}
+
 /// What an acknowledgement leaves behind.
 fn done(job: &Job) -> (String, Op) {
     let id = format!("{}/{}", text(job.value()), job.token());
@@ -84,12 +146,12 @@ fn done(job: &Job) -> (String, Op) {
 /// Takes what is left, undisturbed.
 pub(crate) async fn drain(world: &World) -> Result<(), Error> {
     let session = Session::open(&world.observer).await?;
-    let queue = Queue::new(&session, "queue")?;
-    while let Some(job) = queue.try_take().await? {
-        let (id, put) = done(&job);
-        job.ack_with([put]).await?;
-        world.was_put(&id, Fate::Done(None));
+    for line in [Line::plain(&session)?, Line::urgent(&session)?] {
+        while let Some(job) = line.take(None).await.transpose()?.flatten() {
+            let (id, put) = done(&job);
+            job.ack_with([put]).await?;
+            world.was_put(&id, Fate::Done(None));
+        }
     }
-    drop(queue);
     session.close().await
 }

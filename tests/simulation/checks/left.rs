@@ -8,7 +8,15 @@ use super::log::{COUNTER, GUARDED, text};
 use crate::world::World;
 
 /// What may stay. Everything else belongs to somebody who is gone.
-const DATA: [&str; 5] = [GUARDED, "stm/", "queue/items/", "queue/returns/", "semaphore/limit"];
+const DATA: [&str; 7] = [
+    GUARDED,
+    "stm/",
+    "queue/items/",
+    "queue/returns/",
+    "urgent/items/",
+    "urgent/returns/",
+    "semaphore/limit",
+];
 
 /// Waits until nothing is left, and tells what is.
 pub(crate) async fn settled(world: &World, tasks: usize) -> Result<(), String> {

@@ -104,21 +104,31 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
     }
 }
 
-/// Each job that was sent was done once.
+/// Each job that was sent was done once, or taken off once; or has gone with a session in the middle of that.
 fn sent(puts: &BTreeMap<String, Vec<i64>>, told: &Told) -> Result<(), String> {
+    let mut may_be_gone = told.gone_with_sessions;
     for (value, fate) in &told.sent {
         let mine = format!("{value}/");
         let done: Vec<_> = puts.range(mine.clone()..).take_while(|(id, _)| id.starts_with(&mine)).collect();
+        let taken_off = told.taken_off.iter().filter(|taken| *taken == value).count();
+        let times = done.len() + taken_off;
         let right = match fate {
-            Fate::Done(_) => done.len() == 1,
-            Fate::Refused => done.is_empty(),
-            Fate::Unknown => done.len() <= 1,
+            Fate::Done(_) if times == 0 && may_be_gone > 0 => {
+                may_be_gone -= 1;
+                true
+            }
+            Fate::Done(_) => times == 1,
+            Fate::Refused => times == 0,
+            Fate::Unknown => times <= 1,
         };
         if !right {
-            return Err(format!("{value} was sent as {fate:?}, and was done as {done:?}"));
+            return Err(format!(
+                "{value} was sent as {fate:?}, was taken off {taken_off} times, and was done as {done:?}"
+            ));
         }
     }
-    Ok(())
+    let unsent = told.taken_off.iter().find(|value| !told.sent.contains_key(*value));
+    unsent.map_or(Ok(()), |value| Err(format!("{value} was taken off, and sent by nobody")))
 }
 
 /// Written by who holds, and not after: the key of the token stands, and where there is one holder, is the oldest.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use etcd_concurrency::{Error, Outcome};
+use etcd_concurrency::{Error, Outcome, SessionState};
+use tokio::sync::watch::Receiver;
 
 use crate::world::World;
 
@@ -34,8 +35,22 @@ pub(crate) struct Told {
     pub(crate) added: BTreeMap<i64, Fate>,
     /// What runs that only read have seen, and at which revision.
     pub(crate) audits: Vec<(i64, String)>,
-    /// What was put into the queue.
+    /// What was put into a queue.
     pub(crate) sent: BTreeMap<String, Fate>,
+    /// What was taken off one at once.
+    pub(crate) taken_off: Vec<String>,
+    /// The sessions of those who wanted to take something off, and may have: it may have gone with the session.
+    pub(crate) not_taken_off: Vec<Receiver<SessionState>>,
+    /// How many of these sessions were lost before all was over.
+    pub(crate) gone_with_sessions: usize,
+}
+
+impl Told {
+    /// Before the sessions are closed: none of those that are left takes anything with it.
+    pub(crate) fn count_lost_sessions(&mut self) {
+        let lost = |state: &&Receiver<SessionState>| matches!(*state.borrow(), SessionState::Lost(_));
+        self.gone_with_sessions = self.not_taken_off.iter().filter(lost).count();
+    }
 }
 
 impl World {
