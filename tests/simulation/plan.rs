@@ -42,11 +42,13 @@ pub(crate) enum Kind {
     Stm,
     Counter,
     Queue,
+    Rounds,
+    Latch,
     Adopter,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Mutex,
         Self::Election,
         Self::RwLock,
@@ -55,6 +57,8 @@ impl Kind {
         Self::Stm,
         Self::Counter,
         Self::Queue,
+        Self::Rounds,
+        Self::Latch,
         Self::Adopter,
     ];
 }

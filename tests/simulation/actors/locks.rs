@@ -1,7 +1,7 @@
 //! Takes locks of all kinds, writes behind their fences, lets go.
 
 use etcd_concurrency::{
-    Election, Fence, Leadership, MultiLock, MultiLockGuard, Mutex, MutexGuard, Op, Result, RwLock,
+    Election, Fence, FencedTxn, Leadership, MultiLock, MultiLockGuard, Mutex, MutexGuard, Op, Result, RwLock,
     RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Session, Stm, StmTxn,
 };
 use fastrand::Rng;
@@ -154,11 +154,20 @@ async fn hold(actor: &mut Actor, guard: Guard, session: &Session, ids: &mut [Opt
 /// A write that only who holds may make.
 async fn write(actor: &mut Actor, guard: &Guard, session: &Session) {
     let Some((_, _, fence)) = guard.held().into_iter().next() else { return };
+    let txn = match guard {
+        Guard::Locks(guard) => guard.txn(),
+        _ => fence.txn(),
+    };
+    write_behind(actor, &fence, txn, session).await;
+}
+
+/// By either of both ways to make one.
+pub(super) async fn write_behind(actor: &mut Actor, fence: &Fence, txn: FencedTxn<'_>, session: &Session) {
     let (id, key) = (actor.world.id().to_string(), format!("{GUARDED}{}{}", actor.client, actor.slot));
     let value = format!("{id} {} {}", fence.token(), text(fence.key()));
     actor.world.puts(&id);
     let fate = if actor.rng.u8(0..4) == 0 {
-        let stm = Stm::new(session.client()).fenced(&fence);
+        let stm = Stm::new(session.client()).fenced(fence);
         let body = |txn: StmTxn| {
             let put = txn.put(key.clone(), value.clone());
             async move { put }
@@ -166,10 +175,6 @@ async fn write(actor: &mut Actor, guard: &Guard, session: &Session) {
         let done = actor.world.wait("a fenced run", &mut actor.rng, Some(session), stm.run(body)).await;
         done.map(|done| done.map_or_else(|error| Fate::of(&error), |done| Fate::Done(Some(done.revision))))
     } else {
-        let txn = match guard {
-            Guard::Locks(guard) => guard.txn(),
-            _ => fence.txn(),
-        };
         let commit = txn.success(Op::put(key.clone(), value)).commit();
         let done = actor.world.wait("a fenced write", &mut actor.rng, Some(session), commit).await;
         done.map(|done| {

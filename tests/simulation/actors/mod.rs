@@ -2,8 +2,10 @@
 
 mod adopter;
 mod counter;
+mod latch;
 mod locks;
 mod queue;
+mod rounds;
 mod stm;
 
 use std::rc::Rc;
@@ -40,6 +42,8 @@ impl Actor {
             Kind::Stm => stm::act(&mut self).await,
             Kind::Counter => counter::act(&mut self).await,
             Kind::Queue => queue::act(&mut self).await,
+            Kind::Rounds => rounds::act(&mut self).await,
+            Kind::Latch => latch::act(&mut self).await,
             Kind::Adopter => adopter::act(&mut self).await,
         }
     }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::log::{COUNTER, GUARDED, text};
+use super::log::{COUNTER, GUARDED, LATCHES, READY, text};
 use crate::world::World;
 
 /// What may stay. Everything else belongs to somebody who is gone.
-const DATA: [&str; 7] = [
+const DATA: [&str; 9] = [
     GUARDED,
     "stm/",
     "queue/items/",
@@ -16,6 +16,9 @@ const DATA: [&str; 7] = [
     "urgent/items/",
     "urgent/returns/",
     "semaphore/limit",
+    LATCHES,
+    // Where the last to leave was dropped, the next to enter finds out that it is stale.
+    READY,
 ];
 
 /// Waits until nothing is left, and tells what is.

@@ -1,6 +1,6 @@
 //! Replays the record, revision by revision: each write is held against the state that it met.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
@@ -18,6 +18,13 @@ pub(crate) const RUNS: &str = "stm/run/";
 pub(crate) const CAMPAIGN: &str = "campaign ";
 pub(crate) const PROCLAIM: &str = "proclaim ";
 pub(crate) const COUNTER: &str = "counter";
+/// The double barrier: so many enter together.
+pub(crate) const TOGETHER: u32 = 2;
+pub(crate) const WAITERS: &str = "double/waiters/";
+pub(crate) const READY: &str = "double/ready";
+/// Latches, each with a number, and the number of count-downs that opens one.
+pub(crate) const LATCHES: &str = "latch/";
+pub(crate) const LATCH_COUNT: u32 = 4;
 
 /// What is wrong with the record, if anything is.
 pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
@@ -27,6 +34,7 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
     let mut audits: Vec<_> = told.audits.iter().collect();
     audits.sort_by_key(|(at, _)| *at);
     let mut audits = audits.into_iter().peekable();
+    let mut rounds = Rounds::default();
     for together in events.chunk_by(|one, other| revision(one) == revision(other)) {
         while let Some((at, read)) =
             audits.next_if(|(at, _)| together.first().is_some_and(|event| *at < revision(event)))
@@ -65,11 +73,13 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
                 EventType::Delete => drop(state.remove(&kv.key)),
             }
         }
+        rounds.go_on(&state)?;
     }
     for (at, read) in audits {
         consistent(&state, read).map_err(|why| format!("a run that only read, at {at}: {why}"))?;
     }
     sent(&puts, told)?;
+    counted(&state, told)?;
     for (id, fate) in &told.puts {
         let at = puts.remove(id).unwrap_or_default();
         let right = match fate {
@@ -131,12 +141,62 @@ fn sent(puts: &BTreeMap<String, Vec<i64>>, told: &Told) -> Result<(), String> {
     unsent.map_or(Ok(()), |value| Err(format!("{value} was taken off, and sent by nobody")))
 }
 
+/// A count-down that was told of was counted, and none twice; but for those of a latch that was open.
+fn counted(state: &State, told: &Told) -> Result<(), String> {
+    for (name, fates) in &told.counted {
+        let count = |what: fn(&Fate) -> bool| fates.iter().filter(|fate| what(fate)).count();
+        let (done, unknown) =
+            (count(|fate| matches!(fate, Fate::Done(_))), count(|fate| *fate == Fate::Unknown));
+        let prefix = format!("{name}/down/");
+        let there = state.keys().filter(|key| key.starts_with(prefix.as_bytes())).count();
+        if there < done.min(LATCH_COUNT as usize) || there > done + unknown {
+            return Err(format!(
+                "{name} was counted down {done} to {} times, and says {there}",
+                done + unknown
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The double barrier's rounds, one after the other.
+#[derive(Default)]
+struct Rounds {
+    /// The revision of the last round's ready key.
+    ready: i64,
+    /// Who was ever one of enough, since there was no ready key.
+    complete: BTreeSet<Bytes>,
+}
+
+impl Rounds {
+    /// A round begins when all were there. Who has gone since is one who is lost inside.
+    fn go_on(&mut self, state: &State) -> Result<(), String> {
+        let waiters = || state.keys().filter(|key| key.starts_with(WAITERS.as_bytes()));
+        match state.get(READY.as_bytes()).map(|kv| kv.create_revision) {
+            None if waiters().count() >= TOGETHER as usize => self.complete.extend(waiters().cloned()),
+            None => {}
+            Some(same) if same == self.ready => {}
+            Some(began) => {
+                let complete = waiters().any(|key| self.complete.contains(key));
+                *self = Self { ready: began, complete: BTreeSet::new() };
+                if !complete {
+                    return Err(format!("a round began at {began}, and not all were there"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Written by who holds, and not after: the key of the token stands, and where there is one holder, is the oldest.
 fn guarded(state: &State, behind: &str) -> Result<(), String> {
     let fence = behind.split_once(' ').and_then(|(token, key)| Some((token.parse::<i64>().ok()?, key)));
     let Some((token, key)) = fence else { return Err(format!("says {behind:?}")) };
     if state.get(key.as_bytes()).is_none_or(|kv| kv.create_revision != token) {
         return Err(format!("is behind {key} of {token}, which was gone"));
+    }
+    if key.starts_with(WAITERS) && state.get(READY.as_bytes()).is_none_or(|kv| kv.create_revision < token) {
+        return Err(format!("is behind {key} of {token}, which was not inside"));
     }
     let alone = ["mutex/", "election/"].iter().find(|name| key.starts_with(**name));
     let older = alone.and_then(|name| {

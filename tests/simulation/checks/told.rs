@@ -41,6 +41,8 @@ pub(crate) struct Told {
     pub(crate) taken_off: Vec<String>,
     /// The sessions of those who wanted to take something off, and may have: it may have gone with the session.
     pub(crate) not_taken_off: Vec<Receiver<SessionState>>,
+    /// What became of the count-downs of each latch.
+    pub(crate) counted: BTreeMap<String, Vec<Fate>>,
     /// How many of these sessions were lost before all was over.
     pub(crate) gone_with_sessions: usize,
 }
