@@ -44,11 +44,12 @@ pub(crate) enum Kind {
     Queue,
     Rounds,
     Latch,
+    Members,
     Adopter,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Mutex,
         Self::Election,
         Self::RwLock,
@@ -59,6 +60,7 @@ impl Kind {
         Self::Queue,
         Self::Rounds,
         Self::Latch,
+        Self::Members,
         Self::Adopter,
     ];
 }

@@ -4,6 +4,7 @@ mod adopter;
 mod counter;
 mod latch;
 mod locks;
+mod members;
 mod queue;
 mod rounds;
 mod stm;
@@ -44,6 +45,7 @@ impl Actor {
             Kind::Queue => queue::act(&mut self).await,
             Kind::Rounds => rounds::act(&mut self).await,
             Kind::Latch => latch::act(&mut self).await,
+            Kind::Members => members::act(&mut self).await,
             Kind::Adopter => adopter::act(&mut self).await,
         }
     }

@@ -14,10 +14,11 @@ pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 pub(crate) const GUARDED: &str = "guarded/";
 /// Keys of the records of STM runs: what nobody else writes, and in the lines after it, what was read.
 pub(crate) const RUNS: &str = "stm/run/";
-/// What candidates say begins with this, and ends with a number that grows.
+/// What candidates and members say first, and later, begins with this, and ends with a number that grows.
 pub(crate) const CAMPAIGN: &str = "campaign ";
 pub(crate) const PROCLAIM: &str = "proclaim ";
 pub(crate) const COUNTER: &str = "counter";
+pub(crate) const MEMBERS: &str = "members/";
 /// The double barrier: so many enter together.
 pub(crate) const TOGETHER: u32 = 2;
 pub(crate) const WAITERS: &str = "double/waiters/";
@@ -58,7 +59,7 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
                 let now = number(&kv.value) - state.get(&kv.key).map_or(0, |kv| number(&kv.value));
                 *added.entry(now).or_default() += 1;
                 continue;
-            } else if key.starts_with("election/") {
+            } else if key.starts_with("election/") || key.starts_with(MEMBERS) {
                 said(&state, kv)?;
                 continue;
             } else {
@@ -220,6 +221,8 @@ fn said(state: &State, kv: &KeyValue) -> Result<(), String> {
         None if kv.value.starts_with(PROCLAIM.as_bytes()) => {
             Err(format!("what was proclaimed put a key that was gone: {kv:?}"))
         }
+        // A resident that does not know whether it has said something says it again.
+        Some(before) if before.value == kv.value && kv.key.starts_with(MEMBERS.as_bytes()) => Ok(()),
         Some(before) if number(before) >= number(kv) => Err(format!("{kv:?} covers {before:?}")),
         _ => Ok(()),
     }
