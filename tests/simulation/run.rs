@@ -114,7 +114,12 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
         Ok::<_, String>(())
     };
     in_time(2 * BOUND, over).await.map_err(|why| format!("the actors: {why}"))??;
-    world.told.borrow_mut().count_lost_sessions();
+    // Which is told apart by the time that is left to what was given up: enough of it, or none.
+    let in_peace = plan.seed.is_multiple_of(2);
+    if in_peace && !world.told.borrow().not_taken_off.is_empty() {
+        sleep(SETTLED).await;
+    }
+    world.told.borrow_mut().count_sessions_that_end(in_peace);
     world.drop_sessions();
     let drained = in_time(BOUND, actors::drain(world)).await?;
     drained.map_err(|error| format!("what is left in the queue cannot be taken: {error}"))?;
@@ -143,5 +148,7 @@ async fn usual_tasks(world: &World) -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
+/// Longer than a request may straggle, be repeated, and be looked after once more.
+const SETTLED: Duration = Duration::from_secs(30);
 /// How long nothing goes wrong before it is over.
 const CALM: Duration = Duration::from_secs(10);

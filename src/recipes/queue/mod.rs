@@ -41,8 +41,9 @@ use crate::session::Session;
 ///   than once, and whoever gets it is told how often it was.
 /// - **In their order:** a consumer gets items in the order of the queue. With several, items are taken in that order.
 /// - **Not lost on the way:** an item that was taken for a future that was dropped, or for a reply that never came,
-///   goes back to its place in the order. If the session ends meanwhile it goes to the end of the queue, or, where
-///   the server cannot be reached before the lease's end, it is lost: a dequeue that was waited for then fails with
+///   goes back to its place in the order. If the session ends meanwhile it goes to the end of the queue. It is lost
+///   where the server cannot be reached before the lease's end, and where a dequeue's reply never came and the session
+///   ends, or is closed, within the next half minute: a dequeue that was waited for then fails with
 ///   [`Outcome::Unknown`].
 ///
 /// # Cost

@@ -43,15 +43,16 @@ pub(crate) struct Told {
     pub(crate) not_taken_off: Vec<Receiver<SessionState>>,
     /// What became of the count-downs of each latch.
     pub(crate) counted: BTreeMap<String, Vec<Fate>>,
-    /// How many of these sessions were lost before all was over.
+    /// How many of these sessions ended while that was not settled.
     pub(crate) gone_with_sessions: usize,
 }
 
 impl Told {
-    /// Before the sessions are closed: none of those that are left takes anything with it.
-    pub(crate) fn count_lost_sessions(&mut self) {
-        let lost = |state: &&Receiver<SessionState>| matches!(*state.borrow(), SessionState::Lost(_));
-        self.gone_with_sessions = self.not_taken_off.iter().filter(lost).count();
+    /// Before the sessions are closed: which may take something with them if all else is settled, and if it is not.
+    pub(crate) fn count_sessions_that_end(&mut self, all_is_settled: bool) {
+        let lost = |state: &Receiver<SessionState>| matches!(*state.borrow(), SessionState::Lost(_));
+        let ends = self.not_taken_off.iter().filter(|state| !all_is_settled || lost(state));
+        self.gone_with_sessions = ends.count();
     }
 }
 
