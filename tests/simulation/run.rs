@@ -121,6 +121,9 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
     }
     world.told.borrow_mut().count_sessions_that_end(in_peace);
     world.drop_sessions();
+    // What they had claimed is free then.
+    let gone = in_time(BOUND, world.fake.until(|fake| fake.leases() == 0)).await;
+    gone.map_err(|why| format!("the end of all sessions: {why}"))?;
     let drained = in_time(BOUND, actors::drain(world)).await?;
     drained.map_err(|error| format!("what is left in the queue cannot be taken: {error}"))?;
     left::settled(world, tasks).await?;
