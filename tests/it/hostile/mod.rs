@@ -20,7 +20,9 @@ async fn nothing_that_the_server_answers_confuses_the_client() {
         None => (fastrand::u64(..) >> 16, env("HOSTILE_RUNS").unwrap_or(30)),
     };
     for seed in first..first + runs {
+        // For one that never ends.
         println!("HOSTILE_SEED={seed}");
+        let _told = Told(seed);
         fastrand::seed(seed);
         let mut rng = Rng::with_seed(seed);
         let length = rng.usize(1..600);
@@ -29,6 +31,17 @@ async fn nothing_that_the_server_answers_confuses_the_client() {
         let honesty = rng.u8(0..200);
         script.iter_mut().filter(|_| rng.u8(..) < honesty).for_each(|byte| *byte = 0);
         without_a_panic(work::replay(&script)).await;
+    }
+}
+
+/// Says the seed after all that a panic has to say, of which a log may keep the end alone.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("HOSTILE_SEED={} replays this", self.0);
+        }
     }
 }
 
