@@ -271,21 +271,30 @@ impl Lease {
     }
 
     fn suspend(&self) {
-        self.state.change(|state| {
-            if *state == SessionState::Active {
+        let changed = self.state.change(|state| {
+            let active = *state == SessionState::Active;
+            if active {
                 *state = SessionState::Suspended { since: Instant::now() };
             }
+            active
         });
-        self.state.tell();
+        if changed {
+            self.state.tell();
+        }
     }
 
     fn resume(&self) {
-        self.state.change(|state| {
-            if matches!(state, SessionState::Suspended { .. }) {
+        let changed = self.state.change(|state| {
+            let suspended = matches!(state, SessionState::Suspended { .. });
+            if suspended {
                 *state = SessionState::Active;
             }
+            suspended
         });
-        self.state.tell();
+        // Most keep-alives change nothing, and wait for nobody who holds a borrow.
+        if changed {
+            self.state.tell();
+        }
     }
 
     fn with_clock<T>(&self, f: impl FnOnce(&mut LeaseClock, Moment) -> T) -> T {

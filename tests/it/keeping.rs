@@ -86,9 +86,14 @@ fn who_holds_a_borrow_of_the_state_can_ask_and_let_go() {
             let (late, dropped) = (open().await.unwrap(), open().await.unwrap());
             let mut states = [late.state(), dropped.state()];
             {
-                let _held = states[1].borrow();
-                drop(dropped);
+                {
+                    let _held = states[1].borrow();
+                    drop(dropped);
+                }
                 let _held = states[0].borrow();
+                // Keep-alives change nothing, and tell nobody.
+                sleep(S(20)).await;
+                assert!(late.is_valid());
                 pass(S(60));
                 assert!(!late.is_valid());
             }

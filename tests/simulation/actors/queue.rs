@@ -112,28 +112,31 @@ impl Line {
 
     /// None where that took too long.
     async fn take(&self, patience: Option<Duration>) -> Option<Result<Option<Job>>> {
-        match (self, patience) {
-            (Self::Plain(queue), None) => Some(queue.try_take().await),
-            (Self::Urgent(queue), None) => Some(queue.try_take().await),
-            (Self::Plain(queue), Some(patience)) => within(patience, queue.take()).await,
-            (Self::Urgent(queue), Some(patience)) => within(patience, queue.take()).await,
+        match self {
+            Self::Plain(queue) => next(patience, queue.try_take(), queue.take()).await,
+            Self::Urgent(queue) => next(patience, queue.try_take(), queue.take()).await,
         }
     }
 
     /// None where that took too long.
     async fn dequeue(&self, patience: Option<Duration>) -> Option<Result<Option<Bytes>>> {
-        match (self, patience) {
-            (Self::Plain(queue), None) => Some(queue.try_dequeue().await),
-            (Self::Urgent(queue), None) => Some(queue.try_dequeue().await),
-            (Self::Plain(queue), Some(patience)) => within(patience, queue.dequeue()).await,
-            (Self::Urgent(queue), Some(patience)) => within(patience, queue.dequeue()).await,
+        match self {
+            Self::Plain(queue) => next(patience, queue.try_dequeue(), queue.dequeue()).await,
+            Self::Urgent(queue) => next(patience, queue.try_dequeue(), queue.dequeue()).await,
         }
     }
 }
 
-async fn within<T>(patience: Duration, taking: impl Future<Output = Result<T>>) -> Option<Result<Option<T>>> {
-    let taken = tokio::time::timeout(patience, taking).await.ok()?;
-    Some(taken.map(Some))
+/// One of both is done, by whether there is patience to wait.
+async fn next<T>(
+    patience: Option<Duration>,
+    at_once: impl Future<Output = Result<Option<T>>>,
+    waiting: impl Future<Output = Result<T>>,
+) -> Option<Result<Option<T>>> {
+    match patience {
+        None => Some(at_once.await),
+        Some(patience) => Some(tokio::time::timeout(patience, waiting).await.ok()?.map(Some)),
+    }
 }
 
 /// What an acknowledgement leaves behind.
