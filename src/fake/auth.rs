@@ -25,6 +25,8 @@ pub(crate) struct Auth {
     users: BTreeMap<String, User>,
     roles: BTreeMap<String, Vec<Permission>>,
     tokens: Tokens,
+    /// So many tokens are refused, whatever they are.
+    refused: (u64, AuthRefusal),
 }
 
 /// Who calls, as the server believes.
@@ -55,6 +57,7 @@ impl Auth {
             users: BTreeMap::new(),
             roles: BTreeMap::new(),
             tokens: Tokens::new(token_ttl, jwt, seed),
+            refused: (0, AuthRefusal::InvalidToken),
         }
     }
 
@@ -69,6 +72,11 @@ impl Auth {
     /// Makes all tokens invalid.
     pub(crate) fn expire_tokens(&mut self) {
         self.tokens.clear();
+    }
+
+    /// Refuses the next tokens.
+    pub(crate) fn refuse_tokens(&mut self, times: u64, with: AuthRefusal) {
+        self.refused = (times, with);
     }
 
     /// The server has stopped: simple tokens lived in its memory.
@@ -100,6 +108,10 @@ impl Auth {
     /// Who calls: nobody where there is no token, or no auth.
     pub(crate) fn identify(&mut self, caller: &Caller<'_>) -> Result<Option<Identity>, Refusal> {
         let Some(token) = caller.token.filter(|_| self.enabled) else { return Ok(None) };
+        if let (left @ 1.., with) = &mut self.refused {
+            *left -= 1;
+            return Err((*with).into());
+        }
         let identity = self.tokens.look_up(token, self.revision, caller.now);
         identity.map(Some).ok_or_else(|| AuthRefusal::InvalidToken.into())
     }

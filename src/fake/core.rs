@@ -37,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) history_limit: usize,
     pub(crate) token_ttl: Duration,
     pub(crate) jwt_tokens: bool,
+    pub(crate) shuffled_watches: bool,
 }
 
 /// Who calls, and when.
@@ -78,7 +79,7 @@ impl Core {
         Self {
             store: Store::new(),
             lessor: Lessor::new(config.min_lease_ttl),
-            hub: Hub::new(config.max_message_bytes()),
+            hub: Hub::new(config.max_message_bytes(), config.shuffled_watches.then_some(config.seed)),
             auth: Auth::new(config.token_ttl, config.jwt_tokens, config.seed),
             members: vec![Member {
                 id: MEMBER_ID,
@@ -203,11 +204,13 @@ impl Core {
         Ok(CompactionResponse { header: self.header() })
     }
 
+    /// Made at a member that has seen everything up to a revision.
     pub(crate) fn watch(
         &mut self,
         stream: StreamId,
         request: WatchCreateRequest,
         caller: &Caller<'_>,
+        seen: i64,
     ) -> Result<i64, &'static str> {
         let key: &[u8] = if request.key.is_empty() { &[0] } else { &request.key };
         let may = self
@@ -215,7 +218,7 @@ impl Core {
             .identify(caller)
             .and_then(|identity| self.may_read(identity.as_ref(), key, &request.range_end))
             .map_err(reason);
-        self.hub.create(stream, request, self.store.revision(), may)
+        self.hub.create(stream, request, (seen, self.store.revision()), may)
     }
 
     pub(crate) fn cancel_watch(&mut self, stream: StreamId, id: i64) {

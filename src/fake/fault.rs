@@ -4,6 +4,8 @@
 //! Every fault enters where production has its network, between the client and the server's first line:
 //! the server itself never misbehaves, only the road to it does.
 
+mod hold;
+
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use tonic::Status;
 
+pub use self::hold::Hold;
+pub(crate) use self::hold::Ticket;
 use super::rpc::Rpc;
 
 /// Which messages a fault strikes: by RPC, by client, by content, by count, by chance.
@@ -48,12 +52,17 @@ pub struct On {
 /// | [`lose_reply_by`](Self::lose_reply_by) [`Hang`](LoseReply::Hang) | applied, never answered | applied, the stream stalls | lost, the stream stalls |
 /// | [`vanish`](Self::vanish) | not applied, never answered | not applied, the stream goes on | lost, the stream goes on |
 /// | [`delay`](Self::delay) | arrives later, even if the caller has gone | arrives later, and all after it | arrives later, and all after it |
+/// | [`hold`](Self::hold) | arrives when released, even if the caller has gone | arrives when released, and all after it | arrives when released, and all after it |
 /// | [`delay_reply`](Self::delay_reply) | applied now, answered later | no effect | as `delay` |
 /// | [`split`](Self::split) | no effect | no effect | a watch response comes in the smallest pieces allowed |
 #[derive(Debug, Clone, Default)]
 pub struct Do {
     delay: Duration,
+    /// Drawn for each message, on top.
+    delay_up_to: Duration,
     delay_reply: Duration,
+    hold: Option<Hold>,
+    alone: bool,
     end: Option<End>,
 }
 
@@ -164,6 +173,44 @@ impl Do {
         Self { delay, ..Self::default() }
     }
 
+    /// Each message takes another time to arrive, of less than this, drawn from the fake's seed: calls overtake each
+    /// other.
+    pub fn delay_up_to(longest: Duration) -> Self {
+        Self { delay_up_to: longest, ..Self::default() }
+    }
+
+    /// The message does not arrive before it is released: as what lies in the socket of a member that stands still.
+    ///
+    /// ```
+    /// use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
+    /// use etcd_concurrency::{Op, Txn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let fake = FakeEtcd::start();
+    /// let stopped = Hold::new();
+    /// fake.fault(On::rpc(Rpc::Txn).once(), Do::hold(&stopped));
+    /// let put = Txn::new().success(Op::put("k", "v"));
+    /// assert!(fake.client().txn(put).await.is_err(), "nothing was answered in time");
+    ///
+    /// tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+    /// assert_eq!((stopped.held(), fake.revision()), (1, 1));
+    /// stopped.release();
+    /// fake.until(|fake| fake.revision() == 2).await;
+    /// # }
+    /// ```
+    pub fn hold(hold: &Hold) -> Self {
+        Self { hold: Some(hold.clone()), ..Self::default() }
+    }
+
+    /// Holds up one watch alone, where it delays or holds its responses: the other watches of the stream overtake it, as
+    /// they do a watcher that was too slow for the server, and became a victim. Within a watch the order stays.
+    ///
+    /// Answers to the creation of a watch hold up what comes after them all the same.
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+
     /// The reply takes this long to arrive.
     pub fn delay_reply(delay: Duration) -> Self {
         Self { delay_reply: delay, ..Self::default() }
@@ -239,6 +286,10 @@ pub(crate) enum End {
 pub(crate) struct Plan {
     pub(crate) delay: Duration,
     pub(crate) delay_reply: Duration,
+    /// Whoever holds it until it is released.
+    pub(crate) held: Vec<Ticket>,
+    /// Others may overtake it.
+    pub(crate) alone: bool,
     pub(crate) end: Option<End>,
 }
 
@@ -277,13 +328,18 @@ impl Faults {
             return None;
         }
         self.set.retain(|(_, _, counts)| !counts.removed.load(Ordering::Relaxed));
-        let mut plan = Plan::default();
+        let mut plan = Plan { alone: true, ..Plan::default() };
         let mut struck = false;
         for (on, does, counts) in &self.set {
             if on.strikes(place, rpc, client, message, counts, &mut self.random) {
                 struck = true;
                 plan.delay += does.delay;
+                if !does.delay_up_to.is_zero() {
+                    plan.delay += does.delay_up_to.mul_f64(self.random.f64());
+                }
                 plan.delay_reply += does.delay_reply;
+                plan.held.extend(does.hold.as_ref().map(Hold::take));
+                plan.alone &= does.alone;
                 plan.end = plan.end.or_else(|| does.end.clone());
             }
         }
@@ -325,69 +381,4 @@ pub(crate) fn broken() -> Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pb::etcdserverpb::{PutRequest, RangeRequest};
-
-    fn strikes(faults: &mut Faults, rpc: Rpc, client: &str) -> bool {
-        faults.plan(Place::Request, rpc, client, &RangeRequest::default()).is_some()
-    }
-
-    #[test]
-    fn counts_what_meets_its_conditions() {
-        let mut faults = Faults::new(0);
-        let fault = faults.set(On::rpc(Rpc::Range).client("a").nth(2), Do::cut());
-        let struck: Vec<_> = [(Rpc::Range, "a"), (Rpc::Put, "a"), (Rpc::Range, "b"), (Rpc::Range, "a")]
-            .into_iter()
-            .map(|(rpc, client)| strikes(&mut faults, rpc, client))
-            .collect();
-        assert_eq!(struck, [false, false, false, true]);
-        assert_eq!((fault.seen(), fault.hits()), (2, 1));
-    }
-
-    #[test]
-    fn once_is_once_and_removed_is_gone() {
-        let mut faults = Faults::new(0);
-        let once = faults.set(On::any().once(), Do::cut());
-        assert!(strikes(&mut faults, Rpc::Range, "a") && !strikes(&mut faults, Rpc::Range, "a"));
-        let always = faults.set(On::any(), Do::cut());
-        assert!(strikes(&mut faults, Rpc::Range, "a"));
-        always.remove();
-        assert!(!strikes(&mut faults, Rpc::Range, "a"));
-        assert_eq!((once.hits(), always.hits()), (1, 1));
-    }
-
-    #[test]
-    fn chance_repeats_with_its_seed() {
-        let draw = |seed| -> Vec<bool> {
-            let mut faults = Faults::new(seed);
-            faults.set(On::any().probability(0.5), Do::cut());
-            (0..64).map(|_| strikes(&mut faults, Rpc::Range, "a")).collect()
-        };
-        assert_eq!(draw(7), draw(7));
-        assert_ne!(draw(7), draw(8));
-    }
-
-    #[test]
-    fn predicates_see_the_decoded_message() {
-        let mut faults = Faults::new(0);
-        faults.set(On::any().matching(|put: &PutRequest| put.lease == 7), Do::cut());
-        let mut plan = |lease| {
-            let put = PutRequest { lease, ..Default::default() };
-            faults.plan(Place::Request, Rpc::Put, "a", &put).is_some()
-        };
-        assert!(plan(7) && !plan(8));
-        assert!(!strikes(&mut faults, Rpc::Range, "a"), "another type never matches");
-    }
-
-    #[test]
-    fn delays_add_up_and_the_first_end_counts() {
-        let mut faults = Faults::new(0);
-        faults.set(On::any(), Do::delay(Duration::from_secs(1)));
-        faults.set(On::any(), Do::lose_reply().after(Duration::from_secs(2)));
-        faults.set(On::any(), Do::vanish());
-        let plan = faults.plan(Place::Request, Rpc::Put, "a", &()).unwrap_or_default();
-        assert_eq!(plan.delay, Duration::from_secs(3));
-        assert!(matches!(plan.end, Some(End::LoseReply(LoseReply::Error))));
-    }
-}
+mod tests;

@@ -57,6 +57,7 @@
 pub mod guide {}
 
 mod auth;
+mod builder;
 mod check;
 mod clients;
 mod core;
@@ -86,14 +87,16 @@ use tonic::body::Body;
 use tonic::{ConnectError, Status};
 use tower::util::BoxCloneSyncService;
 
-pub use self::fault::{Do, Fault, LoseReply, On};
+pub use self::builder::Builder;
+pub use self::fault::{Do, Fault, Hold, LoseReply, On};
 pub use self::history::{History, Operation, Outcome};
 pub use self::plan::{FaultPlan, Trouble};
 pub use self::rpc::Rpc;
 pub use self::serve::Serving;
 pub use self::snapshot::{LeaseSnapshot, Snapshot};
 
-use self::core::{Config, Core};
+use self::core::Core;
+use self::refusal::AuthRefusal;
 use self::service::{Door, Server};
 use self::shared::Shared;
 use crate::pb::etcdserverpb::CompactionRequest;
@@ -109,13 +112,6 @@ pub struct FakeEtcd {
     shared: Arc<Shared>,
 }
 
-/// Settings of a [`FakeEtcd`]; the defaults are etcd's own.
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct Builder {
-    config: Config,
-}
-
 impl FakeEtcd {
     /// Starts a server with default settings. Needs no runtime yet.
     pub fn start() -> Self {
@@ -124,18 +120,7 @@ impl FakeEtcd {
 
     /// Settings for a server.
     pub fn builder() -> Builder {
-        let config = Config {
-            seed: 0,
-            min_lease_ttl: 2,
-            max_txn_ops: 128,
-            max_request_bytes: 3 << 19,
-            progress_interval: Duration::from_secs(600),
-            version: "3.7.3".into(),
-            history_limit: 100_000,
-            token_ttl: Duration::from_secs(300),
-            jwt_tokens: false,
-        };
-        Builder { config }
+        Builder::new()
     }
 
     /// The server in process, as the client `default`.
@@ -203,6 +188,21 @@ impl FakeEtcd {
         self.shared.heal(client);
     }
 
+    /// The member that this client reads from lags behind: until [`catch_up`](Self::catch_up), what a member answers from
+    /// its own state is answered from the state of now.
+    ///
+    /// That is every serializable read, and every transaction that any member answers by itself: of compares alone, or
+    /// with no operations but serializable ranges. A watch that begins with "now" begins with the member's. All else
+    /// goes through the leader, and is up to date: two calls of a client may reach two members.
+    pub fn lag(&self, client: &str) {
+        self.shared.with(|state, now| state.lag(client, now));
+    }
+
+    /// Ends what [`lag`](Self::lag) began.
+    pub fn catch_up(&self, client: &str) {
+        self.shared.with(|state, now| state.catch_up(client, now));
+    }
+
     /// Takes the leader away for a while, as an election or a lost quorum does.
     ///
     /// Meanwhile no lease ends and nothing is written. Calls that ask for a leader (metadata `hasleader: true`)
@@ -244,6 +244,18 @@ impl FakeEtcd {
             state.core.auth.expire_tokens();
             state.note(now, "all tokens have expired".into());
         });
+    }
+
+    /// The next calls that bring a token are told `etcdserver: invalid auth token`, whatever the token: so a member
+    /// answers that has not applied yet that the token was given out.
+    pub fn refuse_tokens(&self, times: u64) {
+        self.shared.with(|state, _| state.core.auth.refuse_tokens(times, AuthRefusal::InvalidToken));
+    }
+
+    /// The next calls that bring a token are told `etcdserver: revision of auth store is old`, as while users and roles
+    /// are edited.
+    pub fn outdate_tokens(&self, times: u64) {
+        self.shared.with(|state, _| state.core.auth.refuse_tokens(times, AuthRefusal::OldRevision));
     }
 
     /// Ends a lease as if its time were over. Whether there was such a lease.
@@ -318,69 +330,6 @@ impl FakeEtcd {
 
     fn count<T>(&self, count: impl FnOnce(&Core) -> T) -> T {
         self.shared.look(|state, _| count(&state.core))
-    }
-}
-
-impl Builder {
-    /// Starts the server.
-    pub fn start(self) -> FakeEtcd {
-        FakeEtcd { shared: Shared::new(self.config) }
-    }
-
-    /// The seed of everything that is left to chance: faults with a probability. Default 0.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.config.seed = seed;
-        self
-    }
-
-    /// The shortest TTL that a lease is granted, in seconds. Default 2.
-    pub fn min_lease_ttl(mut self, seconds: i64) -> Self {
-        self.config.min_lease_ttl = seconds;
-        self
-    }
-
-    /// The most operations that a transaction may have in one list. Default 128.
-    pub fn max_txn_ops(mut self, operations: usize) -> Self {
-        self.config.max_txn_ops = operations;
-        self
-    }
-
-    /// The largest write request. Default 1.5 MiB.
-    pub fn max_request_bytes(mut self, bytes: usize) -> Self {
-        self.config.max_request_bytes = bytes;
-        self
-    }
-
-    /// How often watchers that ask for it are told of progress. Default 10 minutes; at least 100 ms.
-    pub fn progress_interval(mut self, interval: Duration) -> Self {
-        self.config.progress_interval = interval.max(Duration::from_millis(100));
-        self
-    }
-
-    /// How long a token lives unused. Default 5 minutes.
-    pub fn token_ttl(mut self, ttl: Duration) -> Self {
-        self.config.token_ttl = ttl;
-        self
-    }
-
-    /// Tokens that behave as etcd's JSON web tokens instead of its simple ones: use does not prolong them, a
-    /// restart does not end them, and any change of users or roles makes all older ones fail with
-    /// `etcdserver: revision of auth store is old`.
-    pub fn jwt_tokens(mut self) -> Self {
-        self.config.jwt_tokens = true;
-        self
-    }
-
-    /// How many operations [`FakeEtcd::history`] remembers. Default 100,000.
-    pub fn history_limit(mut self, operations: usize) -> Self {
-        self.config.history_limit = operations;
-        self
-    }
-
-    /// The version that the server says it has. Its behaviour stays that of the default, 3.7.3.
-    pub fn version(mut self, version: &str) -> Self {
-        self.config.version = version.into();
-        self
     }
 }
 

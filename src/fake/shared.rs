@@ -1,6 +1,7 @@
 //! What all handles of one fake share: the state under its lock, the clock, the open streams, and who is
 //! waiting for what.
 
+mod lag;
 mod outage;
 mod streams;
 
@@ -24,6 +25,7 @@ use super::history::{Asked, Log};
 use super::refusal::Refusal;
 use super::rpc::Rpc;
 use super::serve::Listener;
+use super::store::Store;
 use super::watch::StreamId;
 
 /// Shared by every handle, service and stream of one fake.
@@ -54,6 +56,8 @@ pub(crate) struct State {
     streams: BTreeMap<StreamId, Link>,
     last_stream: StreamId,
     partitioned: BTreeSet<Arc<str>>,
+    /// What the member has seen that a client reads from, where it lags.
+    behind: BTreeMap<Arc<str>, Store>,
     /// How often each client's connection was cut.
     cuts: BTreeMap<Arc<str>, u64>,
     timer_task: Option<AbortHandle>,
@@ -78,6 +82,7 @@ impl Shared {
             streams: BTreeMap::new(),
             last_stream: 0,
             partitioned: BTreeSet::new(),
+            behind: BTreeMap::new(),
             cuts: BTreeMap::new(),
             timer_task: None,
             armed: None,

@@ -26,6 +26,7 @@ mod lease;
 mod outages;
 mod plans;
 mod services;
+mod strangers;
 mod tcp;
 mod watch;
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::Server;
-use crate::fake::fault::{End, LoseReply, Place, Plan, broken};
+use crate::fake::fault::{End, LoseReply, Place, Plan, Ticket, broken};
 use crate::fake::refusal::Refusal;
 use crate::fake::rpc::Rpc;
 use crate::fake::shared::Shared;
@@ -25,7 +25,14 @@ pub(super) struct Inbox<M> {
     ended: bool,
     max_bytes: usize,
     /// Said, but not arrived yet; each no earlier than the one before.
-    under_way: VecDeque<(Instant, M, Option<End>)>,
+    under_way: VecDeque<UnderWay<M>>,
+}
+
+struct UnderWay<M> {
+    due: Instant,
+    held: Vec<Ticket>,
+    message: M,
+    end: Option<End>,
 }
 
 /// What came of listening once.
@@ -59,7 +66,7 @@ impl<M: Message + Any> Inbox<M> {
     /// Nothing is lost when it is dropped.
     pub(super) async fn hear(&mut self) -> Heard<M> {
         loop {
-            let Some((due, ..)) = self.under_way.front() else {
+            let Some(first) = self.under_way.front() else {
                 if self.ended {
                     return Heard::End;
                 }
@@ -69,7 +76,7 @@ impl<M: Message + Any> Inbox<M> {
                 }
                 continue;
             };
-            let arrival = arrive(&self.shared, &self.client, *due);
+            let arrival = arrive(&self.shared, &self.client, first.due, &first.held);
             tokio::select! {
                 biased;
                 () = arrival => {}
@@ -80,7 +87,7 @@ impl<M: Message + Any> Inbox<M> {
                     continue;
                 }
             }
-            let Some((_, message, end)) = self.under_way.pop_front() else { continue };
+            let Some(UnderWay { message, end, .. }) = self.under_way.pop_front() else { continue };
             if !self.shared.look(|state, _| state.hears(self.stream)) {
                 continue;
             }
@@ -121,9 +128,10 @@ impl<M: Message + Any> Inbox<M> {
             return Err(());
         }
         let plan = self.shared.plan(Place::Request, self.rpc, &self.client, &message);
-        let Plan { delay, end, .. } = plan.unwrap_or_default();
-        let due = self.under_way.back().map_or(Instant::now(), |(before, ..)| *before);
-        self.under_way.push_back((due.max(Instant::now() + delay), message, end));
+        let Plan { delay, held, end, .. } = plan.unwrap_or_default();
+        let due = self.under_way.back().map_or(Instant::now(), |before| before.due);
+        let due = due.max(Instant::now() + delay);
+        self.under_way.push_back(UnderWay { due, held, message, end });
         Ok(())
     }
 }
@@ -142,9 +150,12 @@ impl After {
     }
 }
 
-async fn arrive(shared: &Shared, client: &str, due: Instant) {
+async fn arrive(shared: &Shared, client: &str, due: Instant, held: &[Ticket]) {
     if due > Instant::now() {
         tokio::time::sleep_until(due).await;
+    }
+    for ticket in held {
+        ticket.released().await;
     }
     shared.road(client).await;
 }

@@ -12,11 +12,13 @@ mod lock;
 mod maintenance;
 mod queue;
 mod responses;
+mod road;
 mod visit;
 mod watch;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
@@ -27,7 +29,7 @@ use self::health::Health;
 use self::responses::Responses;
 use self::visit::Visit;
 use super::core::{Caller, Core};
-use super::fault::{End, LoseReply, Place, Plan, broken};
+use super::fault::{End, LoseReply, Place, Plan, Ticket, broken};
 use super::history::{Answered, Asked};
 use super::refusal::Refusal;
 use super::rpc::Rpc;
@@ -143,18 +145,19 @@ impl Server {
         let Some(plan) = plan else { return work.await.map(Response::new) };
         match plan.end {
             Some(End::Fail(status)) => {
-                tokio::time::sleep(plan.delay).await;
+                arrive(plan.delay, &plan.held).await;
                 return Err(status);
             }
             Some(End::Vanish) => return Err(self.shared.broken_off(&self.client).await),
             Some(End::LoseReply(_) | End::Split) | None => {}
         }
-        let answer = if plan.delay.is_zero() {
+        let answer = if plan.delay.is_zero() && plan.held.is_empty() {
             work.await
         } else {
             // What is under way arrives, whether or not the caller still waits.
             let arrival = tokio::spawn(async move {
-                tokio::time::sleep(plan.delay).await;
+                arrive(plan.delay, &plan.held).await;
+                drop(plan.held);
                 work.await
             });
             arrival.await.map_err(|_| Status::internal("the request died on its way"))?
@@ -200,7 +203,7 @@ impl Server {
             return Err(Refusal::NoLeader.status());
         }
         let Some(plan) = self.shared.plan(Place::Open, rpc, &self.client, &()) else { return Ok(()) };
-        tokio::time::sleep(plan.delay + plan.delay_reply).await;
+        arrive(plan.delay + plan.delay_reply, &plan.held).await;
         match plan.end {
             Some(End::Fail(status) | End::LoseReply(LoseReply::Status(status))) => Err(status),
             Some(End::LoseReply(LoseReply::Error)) => Err(broken()),
@@ -226,6 +229,16 @@ impl Meta {
     /// The same for what is said on a stream: whether there is a leader was asked when it was opened.
     pub(super) fn on_stream(self) -> Self {
         Self { needs_leader: false, ..self }
+    }
+}
+
+/// What is under way arrives after a time, and not before it is released by all who hold it.
+async fn arrive(delay: Duration, held: &[Ticket]) {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    for ticket in held {
+        ticket.released().await;
     }
 }
 

@@ -1,22 +1,21 @@
 //! What the server says on a stream, as it reaches the client: late, lost, in pieces, or followed by a break.
 
 use std::any::Any;
-use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tonic::{Response, Status};
 
 use super::Server;
+use super::road::{Message, Road};
 use crate::fake::fault::{End, LoseReply, Place, broken};
 use crate::fake::rpc::Rpc;
 use crate::fake::shared::{Pull, Reply, Shared, State};
-use crate::fake::watch::StreamId;
+use crate::fake::watch::{INVALID_ID, StreamId};
 use crate::pb::etcdserverpb::{LeaseKeepAliveResponse, RangeStreamResponse, SnapshotResponse, WatchResponse};
 use crate::pb::v3electionpb::LeaderResponse;
 
@@ -31,9 +30,8 @@ pub(crate) struct Responses<T> {
     /// The task that hears what the client says, or does what the stream tells of.
     listener: Option<AbortHandle>,
     first: Option<Result<T, Status>>,
-    /// Said, but not arrived yet; each no earlier than the one before.
-    under_way: VecDeque<(Instant, T)>,
-    arrival: Option<Pin<Box<Sleep>>>,
+    /// Said, but not arrived yet.
+    road: Road<T>,
     over: bool,
 }
 
@@ -41,6 +39,16 @@ pub(crate) struct Responses<T> {
 pub(crate) trait Said: Any + Send + Unpin + Sized {
     /// The next one that the state has for a stream.
     fn next(state: &mut State, stream: StreamId) -> Option<Self>;
+
+    /// What of the stream it is about, if others may overtake it.
+    fn lane(&self) -> Option<i64> {
+        None
+    }
+
+    /// Whether it says something of all lanes.
+    fn is_of_all_lanes(&self) -> bool {
+        false
+    }
 
     /// The smallest pieces in which it may come.
     fn pieces(self, _: &State, _: StreamId) -> Vec<Self> {
@@ -51,6 +59,15 @@ pub(crate) trait Said: Any + Send + Unpin + Sized {
 impl Said for WatchResponse {
     fn next(state: &mut State, stream: StreamId) -> Option<Self> {
         state.core.next_watch_response(stream)
+    }
+
+    /// Creations are answered in order.
+    fn lane(&self) -> Option<i64> {
+        (!self.created).then_some(self.watch_id)
+    }
+
+    fn is_of_all_lanes(&self) -> bool {
+        !self.created && self.watch_id == INVALID_ID
     }
 
     fn pieces(self, state: &State, stream: StreamId) -> Vec<Self> {
@@ -88,8 +105,7 @@ impl<T: Said> Responses<T> {
             stream,
             listener,
             first: None,
-            under_way: VecDeque::new(),
-            arrival: None,
+            road: Road::new(),
             over: false,
         }
     }
@@ -115,11 +131,10 @@ impl<T: Said> Responses<T> {
         }
         loop {
             // Whatever is said now is put on its way now, even if something before it has yet to arrive.
-            let arrived = self.under_way.front().is_some_and(|(due, _)| *due <= Instant::now());
-            let under_way = &mut self.under_way;
+            let road = &mut self.road;
             let pulled = self.shared.pull(self.stream, cx.waker(), |state, stream| {
-                if arrived {
-                    return under_way.pop_front().map(|(_, item)| (item, true));
+                if let Some(item) = road.pop() {
+                    return Some((item, true));
                 }
                 T::next(state, stream).map(|item| (item, false))
             });
@@ -130,7 +145,7 @@ impl<T: Said> Responses<T> {
                         return Poll::Ready(Some(Ok(item)));
                     }
                 }
-                Pull::End(_) if !self.under_way.is_empty() => break,
+                Pull::End(_) if !self.road.is_empty() => break,
                 Pull::End(status) => {
                     self.over = true;
                     return Poll::Ready(status.map(Err));
@@ -142,30 +157,22 @@ impl<T: Said> Responses<T> {
                 Pull::Nothing => break,
             }
         }
-        self.poll_arrival(cx)
-    }
-
-    /// Nothing new: waits for what is under way, if anything is.
-    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Status>>> {
-        let Some((due, _)) = self.under_way.front() else { return Poll::Pending };
-        if *due <= Instant::now() {
-            // Arrived, but the road is closed: the state wakes us when it opens.
-            return Poll::Pending;
-        }
-        let arrival = self.arrival.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(*due)));
-        arrival.as_mut().reset(*due);
-        if arrival.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref();
-        }
+        // Nothing new.
+        self.road.wake_on_arrival(cx);
         Poll::Pending
     }
 
     /// Puts a message on its way, past the faults; one that arrives at once is handed back.
     fn send(&mut self, item: T) -> Option<T> {
         let plan = self.shared.plan(Place::Response, self.rpc, &self.client, &item);
-        if plan.is_none() && self.under_way.is_empty() {
+        if plan.is_none() && self.road.is_empty() {
             return Some(item);
         }
+        if item.is_of_all_lanes() && self.road.has_lanes() {
+            // The server holds it back while a watcher is behind.
+            return None;
+        }
+        let struck = plan.is_some();
         let plan = plan.unwrap_or_default();
         let pieces = match plan.end {
             None => vec![item],
@@ -184,10 +191,14 @@ impl<T: Said> Responses<T> {
                 Vec::new()
             }
         };
-        let now = Instant::now();
-        let before = self.under_way.back().map_or(now, |(due, _)| *due);
-        let due = before.max(now + plan.delay + plan.delay_reply);
-        self.under_way.extend(pieces.into_iter().map(|piece| (due, piece)));
+        let due = Instant::now() + plan.delay + plan.delay_reply;
+        let mut held = plan.held;
+        for item in pieces {
+            let lane = item.lane();
+            // What nothing befell is held up by others alone.
+            let holds_up_all = struck && !(plan.alone && lane.is_some());
+            self.road.push(Message { due, held: std::mem::take(&mut held), lane, holds_up_all, item });
+        }
         None
     }
 }

@@ -53,7 +53,13 @@ impl Visit {
         let answer = self
             .when(need, |state, now, may| {
                 let caller = self.caller(now);
-                let answer = may.and(checked).and_then(|()| apply(&mut state.core, &request, &caller));
+                let may = may.and(checked);
+                // What needs nothing of the cluster is answered from what this member has seen of it.
+                let answer = match need {
+                    Need::Nothing => state
+                        .at_member(&self.client, |core| may.and_then(|()| apply(core, &request, &caller))),
+                    _ => may.and_then(|()| apply(&mut state.core, &request, &caller)),
+                };
                 self.record(state, now, &request, answer.as_ref().map(Answered::answer).map_err(|r| *r));
                 answer
             })
@@ -99,6 +105,11 @@ impl Visit {
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }
+    }
+
+    /// The newest revision that the member called has seen.
+    pub(super) fn seen(&self, state: &State) -> i64 {
+        state.seen_by(&self.client)
     }
 
     pub(super) fn caller(&self, now: Duration) -> Caller<'_> {

@@ -78,7 +78,8 @@ fn handle(state: &mut State, now: Duration, visit: &Visit, stream: StreamId, mes
     match message.request_union {
         Some(RequestUnion::CreateRequest(create)) => {
             let asked = create.clone();
-            let answer = match state.core.watch(stream, create, &visit.caller(now)) {
+            let seen = visit.seen(state);
+            let answer = match state.core.watch(stream, create, &visit.caller(now), seen) {
                 Ok(id) => Answer::Watcher(id),
                 Err(reason) => Answer::Text(reason),
             };

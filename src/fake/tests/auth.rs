@@ -180,3 +180,25 @@ async fn our_client_renews_its_token() -> Result {
     assert_eq!(fake.history().calls(Rpc::Authenticate).count(), 2);
     Ok(())
 }
+
+#[tokio::test(start_paused = true)]
+async fn good_tokens_are_refused_several_times_in_a_row() -> Result {
+    let fake = FakeEtcd::start();
+    let mut auth = enable(&fake).await?;
+    let mut client = Client::of(&fake, "a");
+    let refusals = [
+        (FakeEtcd::refuse_tokens as fn(&FakeEtcd, u64), "invalid auth token"),
+        (FakeEtcd::outdate_tokens, "revision of auth store is old"),
+    ];
+    for (refuse, words) in refusals {
+        refuse(&fake, 3);
+        for _ in 0..3 {
+            let app = token(&mut auth, "app").await?;
+            let refused = client.kv.put(with(&app, put("app/k", "", 0))).await;
+            assert_eq!(refusal(refused), Some(words.into()));
+        }
+        let app = token(&mut auth, "app").await?;
+        client.kv.put(with(&app, put("app/k", "", 0))).await?;
+    }
+    Ok(())
+}

@@ -27,6 +27,8 @@ pub(crate) struct Hub {
     synced: Index,
     fragment_bytes: usize,
     ready: BTreeSet<StreamId>,
+    /// Draws the order in which watchers are served; that of their streams and ids without.
+    order: Option<fastrand::Rng>,
 }
 
 /// One stream: its watchers by id, and the responses that wait to be sent.
@@ -65,8 +67,14 @@ enum State {
 
 impl Hub {
     /// Responses of this size and more are split for watchers that ask for fragments.
-    pub(crate) fn new(fragment_bytes: usize) -> Self {
-        Self { streams: BTreeMap::new(), synced: Index::default(), fragment_bytes, ready: BTreeSet::new() }
+    pub(crate) fn new(fragment_bytes: usize, order: Option<u64>) -> Self {
+        Self {
+            streams: BTreeMap::new(),
+            synced: Index::default(),
+            fragment_bytes,
+            ready: BTreeSet::new(),
+            order: order.map(fastrand::Rng::with_seed),
+        }
     }
 
     pub(crate) fn open(&mut self, stream: StreamId) {
@@ -89,14 +97,18 @@ impl Hub {
         self.streams.values().map(live).sum()
     }
 
-    /// Makes a watcher; the answer, also of a refusal, is queued on the stream.
+    /// Makes a watcher; the answer, also of a refusal, is queued on the stream. The member that makes it may have seen
+    /// less than there is.
     pub(crate) fn create(
         &mut self,
         stream: StreamId,
-        request: WatchCreateRequest,
-        revision: i64,
+        mut request: WatchCreateRequest,
+        (seen, revision): (i64, i64),
         may: Result<(), &'static str>,
     ) -> Result<i64, &'static str> {
+        if request.start_revision == 0 && seen < revision {
+            request.start_revision = seen + 1;
+        }
         let outcome = if request.start_revision < 0 {
             Err("etcdserver: mvcc: required revision has been compacted")
         } else {
@@ -107,8 +119,7 @@ impl Hub {
             Err(reason) => (INVALID_ID, reason.to_owned()),
         };
         let canceled = !reason.is_empty();
-        let response =
-            WatchResponse { created: true, canceled, cancel_reason: reason, ..at(revision, watch_id) };
+        let response = WatchResponse { created: true, canceled, cancel_reason: reason, ..at(seen, watch_id) };
         self.queue(stream, response);
         outcome
     }
@@ -162,6 +173,10 @@ impl Hub {
             for watcher in self.synced.watchers_of(&change.kv.key) {
                 matched.entry(watcher).or_default().push(change);
             }
+        }
+        let mut matched: Vec<_> = matched.into_iter().collect();
+        if let Some(order) = &mut self.order {
+            order.shuffle(&mut matched);
         }
         for ((stream_id, id), matched) in matched {
             let Some(stream) = self.streams.get_mut(&stream_id) else { continue };
@@ -266,7 +281,15 @@ impl Hub {
     /// Reads what the stream's lagging watchers missed, at most so many revisions of it at a time.
     fn catch_up(&mut self, stream_id: StreamId, store: &Store) {
         let Some(stream) = self.streams.get_mut(&stream_id) else { return };
-        for id in std::mem::take(&mut stream.lagging) {
+        let next = match &mut self.order {
+            None => std::mem::take(&mut stream.lagging),
+            // Each by itself.
+            Some(order) => {
+                stream.lagging.iter().nth(order.usize(..stream.lagging.len())).into_iter().copied().collect()
+            }
+        };
+        for id in next {
+            stream.lagging.remove(&id);
             let Some(watcher) = stream.watchers.get_mut(&id) else { continue };
             if watcher.next < store.compacted() {
                 watcher.state = State::Compacted;
@@ -342,7 +365,7 @@ fn at(revision: i64, watch_id: i64) -> WatchResponse {
 }
 
 /// The id of no watcher: of refused ones, and of progress of a whole stream.
-const INVALID_ID: i64 = -1;
+pub(crate) const INVALID_ID: i64 = -1;
 
 /// A stream that lets more than this wait loses its place: its watchers lag until it reads on.
 const QUEUED_RESPONSES: usize = 128;

@@ -10,7 +10,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { store: Store::new(), hub: Hub::new(2 << 20) };
+        let mut world = Self { store: Store::new(), hub: Hub::new(2 << 20, None) };
         world.hub.open(1);
         world
     }
@@ -35,7 +35,7 @@ impl World {
     }
 
     fn watch(&mut self, request: WatchCreateRequest) -> WatchResponse {
-        let made = self.hub.create(1, request, self.store.revision(), Ok(()));
+        let made = self.hub.create(1, request, (self.store.revision(), self.store.revision()), Ok(()));
         assert!(made.is_ok() || made.is_err_and(|reason| !reason.is_empty()));
         self.next().expect("an answer")
     }
@@ -241,7 +241,7 @@ fn a_stream_that_does_not_read_loses_its_place_but_no_event() {
 #[test]
 fn fragments_are_small_enough_and_marked_but_the_last() {
     let mut world = World::new();
-    world.hub = Hub::new(60);
+    world.hub = Hub::new(60, None);
     world.hub.open(1);
     world.watch(WatchCreateRequest { fragment: true, ..on("a", "\0") });
     world.write(&[("a", Some("0123456789")), ("b", Some("0123456789")), ("c", Some("0123456789"))]);
