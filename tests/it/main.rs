@@ -15,6 +15,7 @@ mod descriptors;
 mod differential;
 mod drops;
 mod election;
+mod facts;
 mod faults;
 mod garbage;
 mod harness;
