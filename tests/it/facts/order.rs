@@ -13,9 +13,9 @@ use crate::support::backend::{Backend, on_every_backend};
 const TRIES: usize = 200;
 
 on_every_backend! {
-    /// A waiter watches its predecessor's key and its own by two watches, and somebody deletes both at once. Either may
+    /// A waiter watches its predecessor's key and its own by two watches, and an operator deletes both at once. Either may
     /// be told of first, so a decision after the first alone is made too early. What can be relied on is this: of
-    /// watches that are up to date, nobody hears of a later revision before each has been told of this one.
+    /// watches that are up to date, none is told of a later revision before each has been told of this one.
     async fn one_revision_is_told_to_all_watches_before_the_next(backend: Backend) {
         let client = backend.client();
         let (one, two, other) = (backend.key("m/1"), backend.key("m/2"), backend.key("n"));
