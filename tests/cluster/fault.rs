@@ -1,5 +1,6 @@
 //! What goes wrong, and for how long.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use etcd_concurrency::Client;
@@ -18,6 +19,8 @@ pub(crate) enum Fault {
     KillMember,
     PauseMember,
     PauseClient,
+    /// Both at once, or one after the other begins.
+    PauseBoth,
     MoveLeader,
     IsolateLeader,
     MinorityClient,
@@ -26,11 +29,12 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 9] = [
+    pub(crate) const ALL: [Fault; 10] = [
         Fault::Nothing,
         Fault::KillMember,
         Fault::PauseMember,
         Fault::PauseClient,
+        Fault::PauseBoth,
         Fault::MoveLeader,
         Fault::IsolateLeader,
         Fault::MinorityClient,
@@ -39,8 +43,8 @@ impl Fault {
     ];
 
     /// Happens once, and is over at the end. These sleeps are the fault: nothing is waited for.
-    pub(crate) async fn strike(self, world: &World, rng: &mut Rng) {
-        let a_while = Duration::from_millis(rng.u64(500..6_000));
+    pub(crate) async fn strike(self, world: &World, stops: &Stops, rng: &mut Rng) {
+        let a_while = stops.member(rng);
         let members = world.cluster.members.len();
         let member = rng.usize(0..members);
         match self {
@@ -56,16 +60,34 @@ impl Fault {
                 world.cluster.members[member].resume();
             }
             Fault::PauseClient => {
-                // Every other time one that holds a lock just now, and often for longer than its lease lasts.
-                let any = &world.workers[rng.usize(0..world.workers.len())];
-                let client = match rng.u8(0..4) {
-                    0 => holder(world, "lock").await.unwrap_or(any),
-                    1 => holder(world, GO).await.unwrap_or(any),
-                    _ => any,
-                };
+                let client = a_client(world, rng).await;
                 client.process.pause();
-                sleep(Duration::from_millis(rng.u64(500..2 * u64::try_from(TTL.as_millis()).unwrap()))).await;
+                sleep(stops.client(rng)).await;
                 client.process.resume();
+            }
+            Fault::PauseBoth => {
+                let client = a_client(world, rng).await;
+                let (first, between) = (rng.bool(), a_while.mul_f64(rng.f64()));
+                let member = &world.cluster.members[member];
+                if first {
+                    member.pause()
+                } else {
+                    client.process.pause()
+                }
+                sleep(between).await;
+                if first {
+                    client.process.pause()
+                } else {
+                    member.pause()
+                }
+                sleep(a_while - between).await;
+                if first {
+                    member.resume()
+                } else {
+                    client.process.resume()
+                }
+                sleep(between).await;
+                if first { client.process.resume() } else { member.resume() }
             }
             Fault::MoveLeader => {
                 let leader = world.cluster.leader().await;
@@ -101,6 +123,41 @@ impl Fault {
     }
 }
 
+/// For how long members and clients stand still.
+pub(crate) struct Stops(Option<Range<u64>>);
+
+impl Stops {
+    /// As `CLUSTER_STOP` says, in seconds.
+    pub(crate) fn told() -> Stops {
+        let told = std::env::var("CLUSTER_STOP").ok();
+        Stops(told.map(|told| {
+            let (least, most) = told.split_once('-').expect("CLUSTER_STOP is like 20-60");
+            let millis = |seconds: &str| seconds.parse::<u64>().expect("seconds") * 1_000;
+            millis(least)..millis(most)
+        }))
+    }
+
+    fn member(&self, rng: &mut Rng) -> Duration {
+        Duration::from_millis(rng.u64(self.0.clone().unwrap_or(500..6_000)))
+    }
+
+    /// Often for longer than its lease lasts.
+    fn client(&self, rng: &mut Rng) -> Duration {
+        let twice = 2 * u64::try_from(TTL.as_millis()).expect("seconds");
+        Duration::from_millis(rng.u64(self.0.clone().unwrap_or(500..twice)))
+    }
+}
+
+/// Any, but every other time one that holds a lock just now.
+async fn a_client<'a>(world: &'a World, rng: &mut Rng) -> &'a Worker {
+    let any = &world.workers[rng.usize(0..world.workers.len())];
+    match rng.u8(0..4) {
+        0 => holder(world, "lock").await.unwrap_or(any),
+        1 => holder(world, GO).await.unwrap_or(any),
+        _ => any,
+    }
+}
+
 /// One who holds the lock, if one of this kind gets it within seconds.
 async fn holder<'a>(world: &'a World, kind: &str) -> Option<&'a Worker> {
     let holds = |worker: &&Worker| {
@@ -119,7 +176,7 @@ async fn holder<'a>(world: &'a World, kind: &str) -> Option<&'a Worker> {
 }
 
 /// From the other members; its clients still reach it.
-fn isolate(world: &World, member: usize) {
+pub(crate) fn isolate(world: &World, member: usize) {
     for other in (0..world.cluster.members.len()).filter(|other| *other != member) {
         world.net.part(Node::Member(member), Node::Member(other));
     }

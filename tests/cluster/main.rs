@@ -2,7 +2,8 @@
 //! `docs/safety.md`.
 //!
 //! `CLUSTER_SECONDS=n` gives each fault so many seconds, `CLUSTER_FAULT=KillMember` wants no other fault,
-//! `CLUSTER_SEED=x` draws the same again, `CLUSTER_LOGS=folder` keeps what the processes told.
+//! `CLUSTER_STOP=20-60` lets members and clients stand still for so many seconds instead of a few, `CLUSTER_SEED=x` draws
+//! the same again, `CLUSTER_LOGS=folder` keeps what the processes told.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -12,7 +13,9 @@
 
 mod check;
 mod fault;
+mod lag;
 mod net;
+mod stragglers;
 #[allow(unused_imports, unused_macros, reason = "a kit: not every tool is in use at every time")]
 #[path = "../it/support/mod.rs"]
 mod support;
@@ -51,6 +54,7 @@ async fn nothing_breaks_a_promise_on_etcd_3_5() {
 
 async fn all_faults(version: Version) {
     let seconds = Duration::from_secs(env("CLUSTER_SECONDS").unwrap_or(5));
+    let stops = fault::Stops::told();
     let seed = env("CLUSTER_SEED").unwrap_or_else(|| fastrand::u64(..) >> 16);
     println!("etcd {version}, CLUSTER_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
@@ -58,7 +62,8 @@ async fn all_faults(version: Version) {
     let client = Client::connect(world.endpoints()).await.unwrap();
     let put = |txn: Txn, n| txn.success(Op::put(account(n), START.to_string()));
     client.txn((0..ACCOUNTS).fold(Txn::new(), put)).await.unwrap();
-    for kind in ["lock", GO, "election", "bank", "queue", "lock", GO, "election", "bank", "queue"] {
+    let kinds = ["lock", GO, "election", "bank", "queue", "leave"];
+    for kind in kinds.into_iter().chain(kinds) {
         world.work(kind).await;
     }
     all_get_on(&world, now()).await;
@@ -71,7 +76,7 @@ async fn all_faults(version: Version) {
         }
         let (from, end) = (now(), Instant::now() + seconds);
         while Instant::now() < end {
-            fault.strike(&world, &mut rng).await;
+            fault.strike(&world, &stops, &mut rng).await;
             world.assert_all_work();
         }
         times.push((fault, from, now()));

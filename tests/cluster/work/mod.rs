@@ -4,6 +4,7 @@
 
 mod bank;
 mod hold;
+mod leave;
 mod queue;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +25,7 @@ const HOLD: Duration = Duration::from_millis(200);
 /// How often a holder asks whether it still is one.
 const LOOK: Duration = Duration::from_millis(10);
 
-pub(crate) const OURS: &[&str] = &["lock", "election", "bank", "queue"];
+pub(crate) const OURS: &[&str] = &["lock", "election", "bank", "queue", "leave"];
 pub(crate) const GO: &str = "go-lock";
 
 pub(crate) fn start(kind: &'static str, number: usize, endpoints: &str) -> Supervisor {
@@ -49,14 +50,19 @@ pub(crate) async fn part() {
         "election" => hold::lead(client, number).await,
         "bank" => bank::work(client, number).await,
         "queue" => queue::work(client, number).await,
+        "leave" => leave::work(client).await,
         other => panic!("what is {other}?"),
     }
 }
 
 /// Another session, however long it takes.
 async fn open(client: &Client) -> Session {
+    open_for(client, TTL).await
+}
+
+async fn open_for(client: &Client, ttl: Duration) -> Session {
     loop {
-        match Session::builder(client).ttl(TTL).open().await {
+        match Session::builder(client).ttl(ttl).open().await {
             Ok(session) => return session,
             Err(error) => {
                 tell("trouble", &error.to_string());
