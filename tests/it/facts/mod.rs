@@ -4,6 +4,7 @@
 
 mod order;
 mod ranges;
+mod slow;
 mod space;
 
 use etcd_concurrency::Client;
