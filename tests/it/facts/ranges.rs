@@ -32,9 +32,8 @@ on_every_backend! {
                 assert_eq!(is_told, version < Version::V3_7, "{how}");
             }
         }
-        for kv in [alone(&client, &pb::RangeRequest { keys_only: false, ..range.clone() }).await] {
-            assert_eq!((kv.lease, &kv.value[..]), (lease, &b"value"[..]));
-        }
+        let whole = alone(&client, &pb::RangeRequest { keys_only: false, ..range.clone() }).await;
+        assert_eq!((whole.lease, &whole.value[..]), (lease, &b"value"[..]));
         let revoke = pb::LeaseRevokeRequest { id: lease };
         client.lease_client().lease_revoke(revoke).await.expect("revoked");
     }

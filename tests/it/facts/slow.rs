@@ -44,7 +44,7 @@ async fn a_watch_that_is_owed_events_is_overtaken_by_another_of_its_stream() {
         let mut overtaken = None;
         let mut newer = 0;
         while told.get(&1).is_none_or(|told| *told < last) || told.get(&2).is_none_or(|told| *told < newer) {
-            if newer == 0 && told.get(&1).is_some() {
+            if newer == 0 && told.contains_key(&1) {
                 // There is room in the stream again.
                 newer = put(&client, "two").await;
             }
