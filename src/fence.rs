@@ -42,11 +42,13 @@ struct Inner {
     client: Client,
     lease: Arc<Lease>,
     key: Bytes,
+    /// Of a guard of several keys, all of them, which stand or fall together; none for a guard of one.
+    keys: Option<Arc<[Bytes]>>,
     create_revision: i64,
-    /// The key is gone; whose doing it was may not be known yet.
-    gone: AtomicBool,
+    /// The key is gone, or another of the guard's; whose doing it was may not be known yet.
+    gone: Arc<AtomicBool>,
     /// Why it no longer stands, once that is known.
-    fallen: SetOnce<LostReason>,
+    fallen: Arc<SetOnce<LostReason>>,
 }
 
 impl Fence {
@@ -64,14 +66,14 @@ impl Fence {
     }
 
     /// A compare that holds only while this key, of its create_revision, exists: for transactions of your own.
-    /// Go's `IsOwner`. [`txn`](Self::txn) adds it by itself.
+    /// Go's `IsOwner`. [`txn`](Self::txn) adds it by itself, for each key of a guard that has several.
     pub fn is_owner(&self) -> Compare {
         Compare::create_revision(self.0.key.clone()).is(self.0.create_revision)
     }
 
-    /// A transaction that the server commits only while this key exists.
+    /// A transaction that the server commits only while this key exists; of a guard of several keys, all of them.
     pub fn txn(&self) -> FencedTxn<'_> {
-        FencedTxn::new(std::slice::from_ref(self))
+        FencedTxn { fence: self, txn: Txn::new() }
     }
 
     /// True while the session is valid and the key not known to be gone. Reads the clock, not the network.
@@ -98,10 +100,42 @@ impl Fence {
             client: session.client().clone(),
             lease: session.lease_handle().clone(),
             key,
+            keys: None,
             create_revision,
-            gone: AtomicBool::new(false),
-            fallen: SetOnce::new(),
+            gone: Arc::default(),
+            fallen: Arc::default(),
         }))
+    }
+
+    /// One for each key of a guard: one of them lost, all are.
+    pub(crate) fn each(session: &Session, keys: &[Bytes], create_revision: i64) -> Vec<Self> {
+        if let [key] = keys {
+            return vec![Self::new(session, key.clone(), create_revision)];
+        }
+        let (all, gone, fallen): (Arc<[Bytes]>, Arc<AtomicBool>, Arc<SetOnce<_>>) =
+            (keys.into(), Arc::default(), Arc::default());
+        let fence = |key: &Bytes| {
+            Self(Arc::new(Inner {
+                client: session.client().clone(),
+                lease: session.lease_handle().clone(),
+                key: key.clone(),
+                keys: Some(all.clone()),
+                create_revision,
+                gone: gone.clone(),
+                fallen: fallen.clone(),
+            }))
+        };
+        keys.iter().map(fence).collect()
+    }
+
+    /// The keys of the guard, all of this create_revision.
+    pub(crate) fn keys(&self) -> &[Bytes] {
+        self.0.keys.as_deref().unwrap_or(std::slice::from_ref(&self.0.key))
+    }
+
+    /// Compares that hold only while all keys of the guard exist.
+    pub(crate) fn stands_whole(&self) -> impl Iterator<Item = Compare> {
+        self.keys().iter().map(|key| Compare::create_revision(key.clone()).is(self.0.create_revision))
     }
 
     /// Why it no longer stands, as far as that is known here.
@@ -217,8 +251,8 @@ impl fmt::Debug for Fence {
 /// A holder that was paused, partitioned or replaced cannot write with it, however late its request arrives. That
 /// protects what lives in etcd; for what lives elsewhere, hand on the guard's token and have it checked there.
 ///
-/// The fence takes one compare, and with compares of your own one operation more, out of the server's
-/// `--max-txn-ops`.
+/// The fence takes one compare for each key of the guard, and with compares of your own one operation more, out of the
+/// server's `--max-txn-ops`.
 ///
 /// ```
 /// # use etcd_concurrency::{Compare, ErrorKind, Mutex, Op, Session, Txn, fake::FakeEtcd};
@@ -238,16 +272,11 @@ impl fmt::Debug for Fence {
 #[derive(Debug)]
 #[must_use = "nothing happens before `commit`"]
 pub struct FencedTxn<'a> {
-    /// At least one.
-    fences: &'a [Fence],
+    fence: &'a Fence,
     txn: Txn,
 }
 
-impl<'a> FencedTxn<'a> {
-    pub(crate) fn new(fences: &'a [Fence]) -> Self {
-        Self { fences, txn: Txn::new() }
-    }
-
+impl FencedTxn<'_> {
     /// Adds a compare of your own.
     pub fn compare(mut self, compare: Compare) -> Self {
         self.txn = self.txn.compare(compare);
@@ -277,19 +306,17 @@ impl<'a> FencedTxn<'a> {
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn commit(self) -> Result<TxnReply> {
         // Saves the server the trouble, and whoever wakes late the wait for its answer.
-        self.fences.iter().try_for_each(Fence::check)?;
-        let fenced = |txn: Txn| self.fences.iter().fold(txn, |txn, fence| txn.compare(fence.is_owner()));
+        self.fence.check()?;
+        let fenced = |txn: Txn| self.fence.stands_whole().fold(txn, Txn::compare);
         // The fence's own failure must not be taken for that of the user's compares.
         let flat = self.txn.is_unconditional();
         let request = if flat { fenced(self.txn) } else { fenced(Txn::new()).success(Op::txn(self.txn)) };
         // A lease that is not found is not the fence's: while its key stands, so does its lease.
-        let answer = self.fences[0].0.client.transport().txn(request.into(), Repeat::Never).await?;
+        let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await?;
         let reply = TxnReply::try_from(answer.value)?;
         match reply.succeeded {
             false => {
-                if let [fence] = self.fences {
-                    fence.fall(LostReason::KeyDeleted);
-                }
+                self.fence.fall(LostReason::KeyDeleted);
                 Err(Error::new(ErrorKind::Fenced, Outcome::NotApplied).at("KV/Txn"))
             }
             true if flat => Ok(reply),

@@ -32,6 +32,30 @@ pub(crate) fn unique_key(prefix: &[u8], lease: i64) -> Bytes {
     key.into()
 }
 
+/// Whether a key may be that of a contender on a name, by its shape: Go's and ours have an [owner's key](owner_key), locks
+/// on several names a [drawn one](unique_key). Keys that users put below a name have other shapes, and do not count.
+#[allow(dead_code, reason = "elections and lines tell contenders by it")]
+pub(crate) fn is_contender(prefix: &[u8], key: &[u8]) -> bool {
+    key.strip_prefix(prefix).is_some_and(|own| is_lease(own) || is_drawn(own))
+}
+
+/// Whether this is what [`unique_key`] puts behind its prefix.
+pub(crate) fn is_drawn(own: &[u8]) -> bool {
+    own.iter().position(|&byte| byte == b'-').is_some_and(|dash| {
+        let random = &own[dash + 1..];
+        is_lease(&own[..dash]) && random.len() == 16 && random.iter().all(is_hex)
+    })
+}
+
+/// A lease's id as Go prints it: in lower-case hex, without leading zeros.
+fn is_lease(own: &[u8]) -> bool {
+    matches!(own, [first, ..] if *first != b'0') && own.len() <= 16 && own.iter().all(is_hex)
+}
+
+fn is_hex(byte: &u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
 /// What nobody else draws: 64 random bits in hex.
 pub(crate) fn drawn() -> String {
     format!("{:016x}", fastrand::u64(..))
@@ -67,5 +91,34 @@ mod tests {
         assert_eq!(owner_key(&name_prefix(b"jobs"), 0x7587_0a1b), "jobs/75870a1b");
         // Go prints a negative lease with a sign; ours are never negative.
         assert_eq!(owner_key(&name_prefix(b""), 1), "/1");
+    }
+
+    #[test]
+    fn contenders_are_told_by_their_shape() {
+        let prefix = name_prefix(b"jobs");
+        for lease in [1, 0xa, 0x7587_0a1b, i64::MAX] {
+            assert!(is_contender(&prefix, &owner_key(&prefix, lease)), "{lease:x}");
+            assert!(is_contender(&prefix, &unique_key(&prefix, lease)), "{lease:x}");
+        }
+        for other in [
+            "owner",
+            "",
+            "a/75870a1b",
+            "/75870a1b",
+            "75870A1B",
+            "075870a1b",
+            "0",
+            "12345678901234567",
+            "-1",
+            "1-",
+            "75870a1b-",
+            "75870a1b-x",
+            "75870a1b-0123456789abcdef.1",
+            "75870a1b-0123456789abcdeg",
+            "-0123456789abcdef",
+        ] {
+            assert!(!is_contender(&prefix, &[&prefix[..], other.as_bytes()].concat()), "{other}");
+        }
+        assert!(!is_contender(&prefix, b"job/75870a1b") && !is_contender(&prefix, b"jobs"));
     }
 }

@@ -24,7 +24,7 @@ use crate::error::{Error, LostReason, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
-use crate::txn::Txn;
+use crate::txn::{Op, Txn};
 pub(crate) use guard::{guard, holder};
 use leave::Leave;
 pub(crate) use plan::{Plan, Planned};
@@ -45,8 +45,7 @@ pub(crate) struct Owned {
 impl Owned {
     fn new(leave: Leave, create_revision: i64, header: pb::ResponseHeader) -> Self {
         let session = leave.session().clone();
-        let fence = |key: &Bytes| Fence::new(&session, key.clone(), create_revision);
-        let fences = leave.keys().iter().map(fence).collect();
+        let fences = Fence::each(&session, leave.keys(), create_revision);
         let (writes, leave) = (Writes::new(create_revision), Mutex::new(Some(leave)));
         Self { session, fences, header, writes, leave }
     }
@@ -80,9 +79,18 @@ impl Owned {
         self.fences.iter().try_for_each(Fence::check)
     }
 
-    /// Proves at one revision that all keys stand: one RPC.
+    /// Proves at one revision that all keys stand: one RPC, that asks the cluster and not one member.
     pub(crate) async fn confirm(&mut self) -> Result<()> {
-        let txn = self.fences.iter().fold(Txn::new(), |txn, fence| txn.compare(fence.is_owner()));
+        let stand = self.fence().stands_whole().fold(Txn::new(), Txn::compare);
+        // Without a read that is not serializable the member that is asked would answer from its own state, and may lag.
+        let read = || {
+            Op::from(pb::RangeRequest {
+                key: self.fence().key().clone(),
+                keys_only: true,
+                ..Default::default()
+            })
+        };
+        let txn = stand.success(read()).failure(read());
         let reply = self.session.read(txn).await?;
         if !reply.succeeded {
             return Err(self.why().await.into());
@@ -191,7 +199,8 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        let stands = self.fences.iter().any(Fence::is_valid);
+        // Of several keys that fell for one of them, the others are there yet.
+        let stands = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
         let token = self.fence().token();
         let Some(leave) = self.leave() else { return };
         if stands {

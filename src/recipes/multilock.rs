@@ -134,7 +134,8 @@ impl MultiLockGuard {
         self.owned.fence().token()
     }
 
-    /// What is held: one fence for each name, in the order of the names.
+    /// What is held: one fence for each name, in the order of the names. They fall together, and each commits only while
+    /// all of the locks are held.
     pub fn fences(&self) -> &[Fence] {
         self.owned.fences()
     }
@@ -151,7 +152,7 @@ impl MultiLockGuard {
 
     /// A transaction that the server commits only while all of the locks are held. It takes one compare for each.
     pub fn txn(&self) -> FencedTxn<'_> {
-        FencedTxn::new(self.fences())
+        self.owned.fence().txn()
     }
 
     /// True while the session is valid and no key known to be gone. Reads the clock, not the network.

@@ -72,7 +72,7 @@ impl Stm {
                 }
                 return Ok(Commit::Done { attempt, revision });
             }
-            let behind = again.len() + usize::from(self.fence.is_some());
+            let behind = again.len() + self.fence.as_ref().map_or(0, |fence| fence.keys().len());
             if let Some(mark) = &mut mark {
                 match mark.look(reply.kvs(behind).unwrap_or_default()) {
                     Found::Unchanged => {}
@@ -108,8 +108,11 @@ impl Stm {
         // the member alone that is asked, unless there is a read in it that may not be.
         txn = again.iter().fold(txn, |txn, span| txn.failure(span.request().into()));
         if let Some(fence) = &self.fence {
-            let key = pb::RangeRequest { key: fence.key().clone(), keys_only: true, ..Default::default() };
-            txn = txn.compare(fence.is_owner()).failure(key.into());
+            txn = fence.stands_whole().fold(txn, Txn::compare);
+            for key in fence.keys() {
+                let key = pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
+                txn = txn.failure(key.into());
+            }
         }
         if let Some(mark) = mark {
             txn = txn.compare(mark.unchanged()).success(mark.put(attempt)).failure(mark.get());
@@ -148,10 +151,10 @@ async fn settle(error: Error, mark: Option<&mut Mark>) -> Result<Commit> {
     }
 }
 
-/// A transaction that was not committed read the fence's key: does it stand?
+/// A transaction that was not committed read the keys behind the fence, from this answer on: do they stand?
 fn stands(fence: &Fence, reply: &TxnReply, index: usize) -> Result<()> {
-    let key = reply.kvs(index).unwrap_or_default().first();
-    if key.is_some_and(|kv| kv.create_revision == fence.token()) {
+    let stands = |index| reply.first(index).is_some_and(|kv| kv.create_revision == fence.token());
+    if (index..).take(fence.keys().len()).all(stands) {
         return Ok(());
     }
     fence.fall(LostReason::KeyDeleted);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use self::asking::{Asking, Rank};
 use self::limit::Limit;
 use super::{below, not_zero};
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::owned::{Owned, guard};
 use crate::session::Session;
 
@@ -165,7 +165,7 @@ impl Semaphore {
 
 /// Permits that are held. Owned and `'static`; dropping it releases them in the background.
 ///
-/// Of several, the [fence](Self::fence) is that of the first.
+/// Of several, the [fence](Self::fence) has the key of the first, and commits only while the keys of all stand.
 ///
 /// ```
 /// # use etcd_concurrency::{Semaphore, Session, fake::FakeEtcd};
@@ -187,6 +187,16 @@ impl SemaphorePermit {
     /// How many permits these are.
     pub fn permits(&self) -> usize {
         self.owned.fences().len()
+    }
+
+    /// Resolves once one of the permits is lost, with the reason.
+    ///
+    /// The first call starts a watch on each key, which lasts as long as the future.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn lost(&self) -> LostReason {
+        self.owned.lost().await
     }
 }
 

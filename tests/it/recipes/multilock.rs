@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex as Shared};
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::TxnRequest;
 use etcd_concurrency::{ErrorKind, LostReason, MultiLock, Mutex, Op, Session, Txn};
 
 use super::ask;
@@ -66,6 +67,22 @@ on_every_backend! {
         assert!(!guard.is_valid());
         let error = guard.unlock().await.unwrap_err();
         assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted));
+        for n in 0..3 {
+            until_queue(&client, &format!("{}{n}", backend.prefix()), 0).await;
+        }
+    }
+
+    /// One of the keys was deleted, and the server had refused a transaction for it: the guard went on being valid, and so
+    /// did the fences of the other names, whose transactions were committed.
+    async fn a_refusal_fells_all_fences(backend: Backend) {
+        let client = backend.client();
+        let session = session(&client).await;
+        let guard = locks(&session, backend.prefix(), &[0, 1, 2]).lock().await.unwrap();
+        client.txn(Txn::new().success(Op::delete(guard.fences()[1].key().clone()))).await.unwrap();
+        let by_another = guard.fences()[2].txn().success(Op::put(backend.key("data"), "late")).commit();
+        assert_eq!(*by_another.await.unwrap_err().kind(), ErrorKind::Fenced);
+        assert!(!guard.is_valid() && guard.fences().iter().all(|fence| !fence.is_valid()));
+        drop(guard);
         for n in 0..3 {
             until_queue(&client, &format!("{}{n}", backend.prefix()), 0).await;
         }
@@ -166,6 +183,23 @@ async fn many_sets_without_a_deadlock() {
         task.await.unwrap();
     }
     assert!(fake.snapshot().keys.is_empty());
+}
+
+/// The proof at the end of a wait was a transaction of compares alone. A member that lags answers such a one from its own
+/// past: a lock that was held was told as `KeyDeleted`, though no key had been deleted.
+#[tokio::test(start_paused = true)]
+async fn the_proof_after_a_wait_is_not_one_members_word() {
+    let fake = FakeEtcd::start();
+    let compares_alone = |txn: &TxnRequest| txn.success.is_empty() && txn.failure.is_empty();
+    let alone = fake.fault(On::rpc(Rpc::Txn).matching(compares_alone), Do::vanish());
+    let (a, b) = (session(&fake.client()).await, session(&fake.client()).await);
+    let held = locks(&a, "", &[1]).lock().await.unwrap();
+    let both = locks(&b, "", &[0, 1]);
+    let waiting = tokio::spawn(async move { both.lock().await });
+    until_queue(&fake.client(), "1", 2).await;
+    held.unlock().await.unwrap();
+    waiting.await.unwrap().unwrap().unlock().await.unwrap();
+    assert_eq!(alone.seen(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Op, Semaphore, Session, Txn};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Op, Semaphore, Session, Stm, Txn};
 use tokio::time::timeout;
 
 use super::ask;
@@ -98,6 +98,38 @@ on_every_backend! {
         client.txn(Txn::new().success(Op::delete(last.key().clone()))).await.unwrap();
         let error = last.txn().success(Op::put(backend.key("data"), "late")).commit().await.unwrap_err();
         assert_eq!(*error.kind(), ErrorKind::Fenced);
+    }
+
+    /// The key of the second of two permits was deleted, and another had it; what was written behind the two was committed
+    /// by the first alone, with a transaction as with the STM.
+    async fn several_permits_are_fenced_by_all_of_them(backend: Backend) {
+        let (name, data, client) = (backend.key("s"), backend.key("data"), backend.client());
+        let session = session(&client).await;
+        for stm in [false, true] {
+            let two = semaphore(&session, &name, 2).acquire_many(2).await.unwrap();
+            assert!(two.txn().success(Op::put(data.clone(), "held")).commit().await.unwrap().succeeded);
+            let second = [two.key().strip_suffix(b"0").unwrap(), b"1"].concat();
+            assert_eq!(client.txn(Txn::new().success(Op::delete(second))).await.unwrap().deleted(0), Some(1));
+            let late = || Op::put(data.clone(), "late");
+            let error = match stm {
+                false => two.txn().success(late()).commit().await.map(drop).unwrap_err(),
+                true => {
+                    let stm = Stm::new(&client).fenced(&two);
+                    let run = stm.run(|txn| {
+                        let data = data.clone();
+                        async move {
+                            txn.put(data, "late")?;
+                            Ok(())
+                        }
+                    });
+                    run.await.map(drop).unwrap_err()
+                }
+            };
+            assert_eq!(*error.kind(), ErrorKind::Fenced, "{error}");
+            assert_eq!((two.is_valid(), two.lost().await), (false, LostReason::KeyDeleted));
+            drop(two);
+            until_queue(&client, &format!("{name}/queue"), 0).await;
+        }
     }
 
     async fn who_expects_another_number_is_told(backend: Backend) {
