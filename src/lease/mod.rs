@@ -178,10 +178,6 @@ impl Lease {
         self.sessions.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    pub(crate) fn has_sessions(&self) -> bool {
-        self.sessions.load(Ordering::Acquire) > 0
-    }
-
     /// Whose turn it is among the tasks of this process, key by key.
     pub(crate) fn locals(&self) -> &Locals {
         &self.locals
@@ -234,7 +230,7 @@ impl Lease {
     /// Ends belief in the lease, and tells who watches. The first reason given stays, and is returned.
     pub(crate) fn lose(&self, reason: LostReason) -> LostReason {
         let first = self.end(reason);
-        self.state.tell();
+        self.state.tell(&self.leases.shared.runtime);
         first
     }
 
@@ -254,6 +250,11 @@ impl Lease {
             self.leases.tell(Command::Forget(self.id));
         }
         first
+    }
+
+    /// Waits until all who watch know the state, but hardly longer where one of them holds a borrow of it.
+    pub(crate) async fn told(&self) {
+        self.state.told(&self.leases.shared.runtime).await;
     }
 
     /// Resolves once the lease is lost.
@@ -279,7 +280,7 @@ impl Lease {
             active
         });
         if changed {
-            self.state.tell();
+            self.state.tell(&self.leases.shared.runtime);
         }
     }
 
@@ -293,7 +294,7 @@ impl Lease {
         });
         // Most keep-alives change nothing, and wait for nobody who holds a borrow.
         if changed {
-            self.state.tell();
+            self.state.tell(&self.leases.shared.runtime);
         }
     }
 

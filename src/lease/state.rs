@@ -1,7 +1,9 @@
 //! What a lease is, and who watches that.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{SessionState, lock};
@@ -10,30 +12,57 @@ use super::{SessionState, lock};
 /// few sessions are watched: it is made for the first who asks.
 ///
 /// A change and its telling are two steps: who holds a borrow of the channel's value stops whoever tells, and must
-/// still be able to look at the lease, and to find out that it is lost.
+/// still be able to look at the lease, and to find out that it is lost. For the same reason a thread of its own tells:
+/// the caller's, and that of the task which keeps leases alive, may be the one that holds the borrow.
+#[derive(Debug, Clone)]
+pub(super) struct State(Arc<Inner>);
+
 #[derive(Debug)]
-pub(super) struct State {
+struct Inner {
     now: Mutex<SessionState>,
     watched: OnceLock<watch::Sender<SessionState>>,
 }
 
 impl State {
     pub(super) fn new(first: SessionState) -> Self {
-        Self { now: Mutex::new(first), watched: OnceLock::new() }
+        Self(Arc::new(Inner { now: Mutex::new(first), watched: OnceLock::new() }))
     }
 
     pub(super) fn now(&self) -> SessionState {
-        *lock(&self.now)
+        *lock(&self.0.now)
     }
 
     /// Changes the state, which nobody is told of yet; returns what that returns.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut SessionState) -> T) -> T {
-        change(&mut lock(&self.now))
+        change(&mut lock(&self.0.now))
     }
 
-    /// Tells all who watch what the state is, unless they know. Waits for those who hold a borrow.
-    pub(super) fn tell(&self) {
-        let Some(watched) = self.watched.get() else { return };
+    /// Tells all who watch what the state is, unless they know: soon.
+    pub(super) fn tell(&self, runtime: &Handle) {
+        if self.0.watched.get().is_some() {
+            let telling = Telling(self.clone());
+            drop(runtime.spawn_blocking(move || drop(telling)));
+        }
+    }
+
+    /// As [`tell`](Self::tell); waits until it is done, but hardly longer where a borrow is in the way, which may be the
+    /// caller's.
+    pub(super) async fn told(&self, runtime: &Handle) {
+        if self.0.watched.get().is_none() {
+            return;
+        }
+        let (telling, (done, wait)) = (Telling(self.clone()), std::sync::mpsc::channel());
+        drop(runtime.spawn_blocking(move || {
+            drop(telling);
+            let _ = done.send(());
+        }));
+        // Not by tokio's clock, which stands still in a test while a thread is at work.
+        let _ = runtime.spawn_blocking(move || wait.recv_timeout(BORROWED)).await;
+    }
+
+    /// Waits for those who hold a borrow.
+    fn tell_now(&self) {
+        let Some(watched) = self.0.watched.get() else { return };
         watched.send_if_modified(|told| {
             // Read in here, so that the last to tell tells the last.
             let now = self.now();
@@ -43,10 +72,22 @@ impl State {
 
     pub(super) fn watch(&self) -> watch::Receiver<SessionState> {
         // Under the lock, so that the channel begins with a change, or is there to tell of it.
-        let now = lock(&self.now);
-        self.watched.get_or_init(|| watch::channel(*now).0).subscribe()
+        let now = lock(&self.0.now);
+        self.0.watched.get_or_init(|| watch::channel(*now).0).subscribe()
     }
 }
+
+/// Tells when it is dropped: on the thread that it was given to, or here where the runtime has ended.
+struct Telling(State);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.tell_now();
+    }
+}
+
+/// How long a borrow is waited for by the one who closes a session.
+const BORROWED: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -58,12 +99,12 @@ mod tests {
         let state = State::new(SessionState::Active);
         let lose = |reason| {
             state.change(|now| *now = SessionState::Lost(reason));
-            state.tell();
+            state.tell_now();
         };
         lose(LostReason::Expired);
         let mut watched = state.watch();
         assert_eq!(*watched.borrow(), SessionState::Lost(LostReason::Expired));
-        state.tell();
+        state.tell_now();
         assert!(!watched.has_changed().unwrap(), "who watches knows");
         lose(LostReason::Revoked);
         assert!(watched.has_changed().unwrap());
@@ -83,7 +124,7 @@ mod tests {
                     let state = &state;
                     scope.spawn(move || {
                         state.change(|now| *now = SessionState::Lost(reason));
-                        state.tell();
+                        state.tell_now();
                     });
                 }
             });
@@ -99,7 +140,7 @@ mod tests {
             let watched = std::thread::scope(|scope| {
                 let watching = scope.spawn(|| state.watch());
                 state.change(|now| *now = SessionState::Lost(LostReason::Expired));
-                state.tell();
+                state.tell_now();
                 watching.join().unwrap()
             });
             assert_eq!(*watched.borrow(), SessionState::Lost(LostReason::Expired));

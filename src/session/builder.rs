@@ -38,7 +38,7 @@ pub struct SessionBuilder {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     margin: Option<Duration>,
-    parent: Option<CancellationToken>,
+    pub(super) parent: Option<CancellationToken>,
 }
 
 impl SessionBuilder {
@@ -190,20 +190,25 @@ impl SessionBuilder {
     async fn adopt(self, id: i64) -> Result<Session> {
         let leases = self.client.leases();
         let patience = self.client.transport().limits().request_timeout;
-        let now = leases.time().now();
-        let adopted = Adopting(leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin)));
-        let mut state = adopted.0.watch();
-        // The sender lives in the lease that is held here.
-        let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
-        match adopted.0.lost_reason() {
-            None => Ok(Session::new(self.client.clone(), adopted.0.clone(), self.settings.clone())),
-            Some(LostReason::LeaseGone | LostReason::Revoked) => {
-                Err(Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
-            }
-            Some(LostReason::Expired) => {
-                Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
-            }
-            Some(reason) => Err(reason.into()),
+        loop {
+            let now = leases.time().now();
+            let lease = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin));
+            let adopted = Adopting::new(lease);
+            let mut state = adopted.0.watch();
+            // The sender lives in the lease that is held here.
+            let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
+            return match adopted.0.lost_reason() {
+                None => Ok(Session::new(self.client.clone(), adopted.0.clone(), self.settings.clone())),
+                // Given up by another session or adoption of this client: it is there for others to adopt.
+                Some(LostReason::Orphaned) => continue,
+                Some(LostReason::LeaseGone | LostReason::Revoked) => {
+                    Err(Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
+                }
+                Some(LostReason::Expired) => {
+                    Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
+                }
+                Some(reason) => Err(reason.into()),
+            };
         }
     }
 }
@@ -211,10 +216,18 @@ impl SessionBuilder {
 /// A lease on its way to a session: if it does not get there, it is left as it was found.
 struct Adopting(Arc<Lease>);
 
+impl Adopting {
+    /// Counts as a session while it lasts: of several adoptions at once, the last to fail gives the lease up.
+    fn new(lease: Arc<Lease>) -> Self {
+        lease.enter();
+        Self(lease)
+    }
+}
+
 impl Drop for Adopting {
     fn drop(&mut self) {
-        if !self.0.has_sessions() {
-            self.0.lose(LostReason::Orphaned);
+        if self.0.leave() {
+            self.0.end(LostReason::Orphaned);
         }
     }
 }
@@ -236,17 +249,18 @@ pub(super) async fn revoke(client: Client, id: i64, ttl: Duration) {
 /// Closes the session when the token is cancelled; does not keep it open.
 fn close_with(parent: CancellationToken, session: &Session) {
     let (lease, weak) = (session.lease_handle().clone(), Arc::downgrade(&session.inner));
+    let Some(gone) = session.inner.gone.clone() else { return };
     session.client().runtime().spawn(async move {
         tokio::select! {
             biased;
             _ = lease.lost() => return,
+            // Another session on the lease has its own parent.
+            () = gone.cancelled() => return,
             () = parent.cancelled() => {}
         }
-        lease.lose(LostReason::Closed);
-        if let Some(inner) = weak.upgrade()
-            && let Err(error) = (Session { inner }).close().await
-        {
-            tracing::debug!(%error, "closing with the parent failed: the lease's TTL will end it");
+        let Some(inner) = weak.upgrade() else { return };
+        if let Err(error) = (Session { inner }).close().await {
+            tracing::debug!(%error, "closing with the parent failed: it goes on in the background");
         }
     });
 }

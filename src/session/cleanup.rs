@@ -16,11 +16,30 @@ use tokio_util::task::TaskTracker;
 pub(crate) struct Cleanup {
     runtime: Handle,
     tasks: TaskTracker,
+    /// Those that must end before the lease is revoked.
+    urgent: TaskTracker,
 }
 
 impl Cleanup {
     pub(crate) fn new(runtime: Handle) -> Self {
-        Self { runtime, tasks: TaskTracker::new() }
+        Self { runtime, tasks: TaskTracker::new(), urgent: TaskTracker::new() }
+    }
+
+    /// The same, for work that needs the lease: closing or dropping the session waits for it, for as long as its
+    /// patience lasts, before it revokes the lease. For what would be lost with the lease's keys: the item of a take whose
+    /// reply was lost, say.
+    ///
+    /// `session.cleanup().before_revoke().spawn(work)`, or `.finish(work)` for a request that is under way. The session
+    /// is lost when such work matters, so the work must not end for that; it is to end by itself when the server refuses
+    /// it for good (the lease's end is such a refusal: `LeaseNotFound`). It must hold no `Session`, which would keep the
+    /// lease from being revoked at all: a `Client` and the lease's id are enough.
+    pub(crate) fn before_revoke(&self) -> Self {
+        Self { runtime: self.runtime.clone(), tasks: self.urgent.clone(), urgent: self.urgent.clone() }
+    }
+
+    /// Waits until the work that must be done before the lease is revoked has ended.
+    pub(super) async fn may_revoke(&self) {
+        self.before_revoke().drained().await;
     }
 
     /// Runs work in the background. After the runtime's end it is dropped: its leases will expire.
@@ -93,6 +112,24 @@ mod tests {
         go.send(()).unwrap();
         finished.await.unwrap();
         cleanup.drained().await;
+    }
+
+    /// A queue's take that was not answered bound the item to the lease, and `close` revoked that before it was settled:
+    /// the item was gone.
+    #[tokio::test]
+    async fn what_needs_the_lease_is_waited_for_before_it_is_revoked() {
+        let cleanup = Cleanup::new(Handle::current());
+        cleanup.spawn(std::future::pending());
+        let (go, gone) = oneshot::channel::<()>();
+        cleanup.before_revoke().spawn(async move { gone.await.unwrap() });
+        let mut revoking = tokio::spawn({
+            let cleanup = cleanup.clone();
+            async move { cleanup.may_revoke().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!revoking.is_finished());
+        go.send(()).unwrap();
+        (&mut revoking).await.unwrap();
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod builder;
 pub(crate) mod cleanup;
+mod ending;
 pub(crate) mod renew;
 pub(crate) mod settle;
 mod work;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 #[cfg(doc)]
@@ -21,6 +23,7 @@ use crate::lease::{Lease, SessionState};
 pub use builder::SessionBuilder;
 use builder::Settings;
 use cleanup::Cleanup;
+use ending::{Ending, GiveBack};
 
 /// A session: a lease on the server, kept alive from here, and believed in no longer than the server keeps it.
 ///
@@ -60,6 +63,9 @@ struct Inner {
     settings: Settings,
     /// The lease is no longer ours to revoke.
     let_go: AtomicBool,
+    ending: Ending,
+    /// Cancelled with the last handle; where there is a parent, which waits for that.
+    gone: Option<CancellationToken>,
 }
 
 impl Session {
@@ -112,8 +118,8 @@ impl Session {
     /// The state, and every change of it.
     ///
     /// The channel tells of an end when a timer or an answer brings it about; ask [`is_valid`](Self::is_valid) before
-    /// doing what needs the session, even while a value of the channel is borrowed. Do not hold that for long: keeping
-    /// the client's leases alive waits for it where there is something to tell.
+    /// doing what needs the session, even while a value of the channel is borrowed. Do not hold that for long: all who
+    /// watch the session are told when it is given back.
     pub fn state(&self) -> watch::Receiver<SessionState> {
         self.inner.lease.watch()
     }
@@ -146,31 +152,37 @@ impl Session {
     /// Keys put with the lease stay until it expires.
     pub fn orphan(self) -> i64 {
         self.inner.let_go.store(true, Ordering::Relaxed);
-        self.inner.lease.lose(LostReason::Orphaned);
+        // The caller may hold a borrow of the state.
+        self.inner.lease.end(LostReason::Orphaned);
         self.inner.lease.id()
     }
 
     /// Ends the session: it is lost here at once ([`LostReason::Closed`]), then the lease is revoked and work in the
-    /// background (releases under way) waited for. Closing twice, or after a loss, is harmless. Go's `Close`.
+    /// background (releases under way) waited for. What would be lost with the lease is settled before that: an item of a
+    /// queue whose take was not answered goes back. Closing twice, or after a loss, is harmless. Go's `Close`.
+    ///
+    /// All who close a session are told the same: that the lease is gone, or what kept it from being revoked. The revoke
+    /// is repeated in the background then, until the lease's TTL has passed; another call waits for the next attempt.
     ///
     /// # Errors
-    /// The revoke failed until the client's request timeout. The lease then ends with its TTL.
+    /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before.
     ///
     /// # Cancel safety
     /// The revoke goes on in the background.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;
-        inner.lease.lose(LostReason::Closed);
-        let revoked = if inner.let_go.swap(true, Ordering::Relaxed) {
-            Ok(())
-        } else {
-            let (transport, id) = (inner.client.transport().clone(), inner.lease.id());
-            inner.cleanup.finish(async move { transport.lease_revoke(id).await }).await
-        };
+        let remaining = inner.lease.remaining();
+        // The caller may hold a borrow of the state.
+        inner.lease.end(LostReason::Closed);
+        if !inner.let_go.load(Ordering::Relaxed) {
+            inner.give_back(remaining);
+        }
+        let revoked = inner.ending.wait().await;
         let drained = tokio::time::timeout(self.patience(), inner.cleanup.drained()).await;
         if drained.is_err() {
             tracing::debug!("work is left in the background: the lease's end will settle it");
         }
+        inner.lease.told().await;
         revoked
     }
 
@@ -195,23 +207,36 @@ impl Session {
     fn new(client: Client, lease: Arc<Lease>, settings: Settings) -> Self {
         let cleanup = Cleanup::new(client.runtime().clone());
         lease.enter();
-        Self { inner: Arc::new(Inner { client, lease, cleanup, settings, let_go: AtomicBool::new(false) }) }
+        let (let_go, ending) = (AtomicBool::new(false), Ending::default());
+        let gone = settings.parent.is_some().then(CancellationToken::new);
+        Self { inner: Arc::new(Inner { client, lease, cleanup, settings, let_go, ending, gone }) }
+    }
+}
+
+impl Inner {
+    /// Revokes the lease in the background. If it is not renewed it lives for the `remaining` time at least.
+    fn give_back(&self, remaining: Duration) {
+        let (client, lease, cleanup) = (self.client.clone(), self.lease.id(), self.cleanup.clone());
+        self.ending.begin(GiveBack { client, lease, cleanup, remaining, ttl: self.lease.ttl() });
     }
 }
 
 /// The last handle is gone: so is the lease, as soon as the server hears of it. Unless another session is on it.
 impl Drop for Inner {
     fn drop(&mut self) {
+        if let Some(gone) = &self.gone {
+            gone.cancel();
+        }
         let last = self.lease.leave();
-        if self.let_go.swap(true, Ordering::Relaxed) || !last {
+        if self.let_go.load(Ordering::Relaxed) || !last {
             return;
         }
-        // Whoever drops it may hold a borrow of the state.
+        let remaining = self.lease.remaining();
+        // The dropping task may hold a borrow of the state.
         let reason = self.lease.end(LostReason::Closed);
-        if matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
-            return;
+        if !matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
+            self.give_back(remaining);
         }
-        self.cleanup.spawn(builder::revoke(self.client.clone(), self.lease.id(), self.lease.ttl()));
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod clients;
+mod closing;
 mod connect;
 mod crowds;
 mod descriptors;

@@ -1,0 +1,105 @@
+//! How a lease is given back: once for all who close its session.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::cleanup::Cleanup;
+use crate::client::Client;
+use crate::error::{Error, LostReason, Result};
+use crate::transport::retry::{Backoff, may_pass};
+
+/// The end of a session's lease: not begun, under way, or over.
+#[derive(Default)]
+pub(super) struct Ending {
+    revoking: Mutex<Option<watch::Receiver<Revoking>>>,
+}
+
+/// What is to be given back, and what must come before it.
+pub(super) struct GiveBack {
+    pub(super) client: Client,
+    pub(super) lease: i64,
+    pub(super) cleanup: Cleanup,
+    /// How long the lease lives at least if it is not renewed: work that comes before the revoke gets no more time.
+    pub(super) remaining: Duration,
+    /// After this long it has ended by itself.
+    pub(super) ttl: Duration,
+}
+
+/// How the revoke goes.
+#[derive(Clone, Default)]
+struct Revoking {
+    /// How many attempts have failed.
+    failed: u64,
+    last: Option<Arc<Error>>,
+    done: bool,
+}
+
+impl Ending {
+    /// Revokes the lease in the background, unless that is under way or done: again and again until it is gone, or its
+    /// TTL has passed.
+    pub(super) fn begin(&self, give_back: GiveBack) {
+        let mut revoking = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |under_way: &watch::Receiver<Revoking>| {
+            !under_way.borrow().done && under_way.has_changed().is_err()
+        };
+        if revoking.as_ref().is_some_and(|under_way| !is_over(under_way)) {
+            return;
+        }
+        let (tell, told) = watch::channel(Revoking::default());
+        *revoking = Some(told);
+        drop(revoking);
+        // A runtime that has ended drops the task, and with it the sender, on which callers wait.
+        drop(give_back.client.runtime().clone().spawn(revoke(give_back, tell)));
+    }
+
+    /// Waits until the lease is gone, or the next attempt to revoke it has failed.
+    pub(super) async fn wait(&self) -> Result<()> {
+        let revoking = self.revoking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(mut revoking) = revoking else { return Ok(()) };
+        let failed = revoking.borrow().failed;
+        let told = revoking.wait_for(|revoking| revoking.done || revoking.failed > failed).await;
+        match told.map(|told| told.clone()) {
+            Ok(Revoking { done: true, .. }) => Ok(()),
+            Ok(Revoking { last: Some(error), .. }) => {
+                let copy = Error::new(error.kind().clone(), error.outcome()).at("Lease/LeaseRevoke");
+                Err(copy.because(error))
+            }
+            // The task went with its runtime.
+            Ok(_) | Err(_) => Err(LostReason::Closed.into()),
+        }
+    }
+}
+
+async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
+    let GiveBack { client, lease, cleanup, remaining, ttl } = give_back;
+    let patience = client.transport().limits().request_timeout.min(remaining);
+    if timeout(patience, cleanup.may_revoke()).await.is_err() {
+        tracing::debug!(
+            lease = format_args!("{lease:x}"),
+            "revoked before all that needs the lease was settled"
+        );
+    }
+    let again = async {
+        let mut backoff = Backoff::default();
+        while let Err(error) = client.transport().lease_revoke(lease).await {
+            tracing::debug!(%error, lease = format_args!("{lease:x}"), "a revoke failed");
+            let passes = may_pass(error.kind());
+            tell.send_modify(|revoking| {
+                revoking.failed += 1;
+                revoking.last = Some(Arc::new(error));
+            });
+            if !passes {
+                return;
+            }
+            sleep(backoff.next()).await;
+        }
+        tell.send_modify(|revoking| revoking.done = true);
+    };
+    // It is not renewed any more. What the server still has of it then, another has to do with: one that adopted it.
+    if timeout(ttl.saturating_add(client.transport().limits().request_timeout), again).await.is_err() {
+        tracing::debug!(lease = format_args!("{lease:x}"), "never revoked: the lease's TTL has passed");
+    }
+}

@@ -1,0 +1,128 @@
+//! How sessions end: closed, closed again, orphaned, adopted.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::{LostReason, Session, SessionState};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// The revoke of a `close` failed. Called again it said Ok, with the lease alive, and no further revoke was sent: the
+/// lease, and the locks on it, stayed for their TTL.
+#[tokio::test(start_paused = true)]
+async fn a_close_that_failed_is_not_ok_when_it_is_called_again() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(600)).open().await.unwrap();
+    let down = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::cut());
+    for _ in 0..3 {
+        session.close().await.unwrap_err();
+        assert_eq!(fake.leases(), 1);
+    }
+    down.remove();
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0);
+
+    // And nobody needs to call again.
+    let session = Session::builder(&fake.client()).ttl(S(600)).open().await.unwrap();
+    let down = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::cut());
+    session.close().await.unwrap_err();
+    down.remove();
+    timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked in the background");
+}
+
+/// What the server refuses for good is told to each who closes, and asked anew each time.
+#[tokio::test(start_paused = true)]
+async fn a_refused_close_is_refused_until_it_is_allowed() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client()).await.unwrap();
+    let refused = tonic::Status::permission_denied("etcdserver: permission denied");
+    let down = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::fail(refused));
+    for calls in 1..=3 {
+        timeout(S(1), session.close()).await.expect("at once").unwrap_err();
+        assert_eq!(down.hits(), calls);
+    }
+    down.remove();
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0);
+}
+
+/// Of two who closed a session at once the second was answered before the lease was revoked: what it did next met the
+/// session's own locks.
+#[tokio::test(start_paused = true)]
+async fn two_who_close_at_once_are_told_the_same() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client()).await.unwrap();
+    fake.fault(On::rpc(Rpc::LeaseRevoke).once(), Do::delay(S(3)));
+    let close = || async {
+        session.close().await.unwrap();
+        assert_eq!(fake.leases(), 0);
+    };
+    tokio::join!(close(), close(), close());
+}
+
+/// Telling of the end waited for all borrows of the state, the caller's own included: the thread stood still for ever.
+#[test]
+fn a_session_may_be_ended_under_a_borrow_of_its_state() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let fake = FakeEtcd::start();
+            for orphan in [true, false] {
+                let session = Session::open(&fake.client()).await.unwrap();
+                let mut state = session.state();
+                let (handle, borrowed) = (session.clone(), session.state());
+                let borrowed = borrowed.borrow();
+                match orphan {
+                    true => drop(session.orphan()),
+                    false => session.close().await.unwrap(),
+                }
+                // Keep-alives of other sessions go on meanwhile.
+                Session::open(&fake.client()).await.unwrap();
+                assert!(!handle.is_valid());
+                drop(borrowed);
+                let reason = if orphan { LostReason::Orphaned } else { LostReason::Closed };
+                state.wait_for(|state| *state == SessionState::Lost(reason)).await.unwrap();
+            }
+        });
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(S(30)).expect("the thread does not hang");
+}
+
+/// A session with a parent was dropped, and another had its lease. The parent's cancellation still ended the lease.
+#[tokio::test(start_paused = true)]
+async fn a_parent_ends_no_session_that_adopted_the_lease() {
+    let fake = FakeEtcd::start();
+    let (client, parent) = (fake.client(), CancellationToken::new());
+    let first = Session::builder(&client).parent(parent.clone()).open().await.unwrap();
+    let second = Session::builder(&client).lease(first.lease()).open().await.unwrap();
+    drop(first);
+    parent.cancel();
+    tokio::time::sleep(S(100)).await;
+    assert!(second.is_valid(), "{}", second.lost().await);
+    second.close().await.unwrap();
+}
+
+/// Two tasks adopted one lease. One of them gave up, and the other was told that the lease had been orphaned.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_is_dropped_fails_no_other() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let id = Session::open(&client).await.unwrap().orphan();
+    let adopt = || Session::builder(&client).lease(id).open();
+    for order in [false, true] {
+        fake.fault(On::response(Rpc::LeaseKeepAlive).once(), Do::delay(S(3)));
+        let short = async { timeout(S(1), adopt()).await.expect_err("not answered yet") };
+        let session = match order {
+            true => tokio::join!(short, adopt()).1,
+            false => tokio::join!(adopt(), short).0,
+        };
+        let session = session.unwrap();
+        assert!(session.is_valid());
+        // The last one to be given up leaves the lease as it was found.
+        assert_eq!(session.orphan(), id);
+    }
+}
