@@ -1,5 +1,7 @@
 //! Commits an attempt: one transaction, and what its answer says.
 
+use tokio::time::sleep;
+
 use super::Stm;
 use super::handle::answered;
 use super::marker::{Found, Mark};
@@ -7,7 +9,7 @@ use super::sets::{Sets, Span};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Txn, TxnReply};
 
 /// What became of a commit, where that is known.
@@ -44,6 +46,7 @@ impl Stm {
         attempt: u32,
         mut mark: Option<&mut Mark>,
     ) -> Result<Commit> {
+        let (mut strangers, mut backoff) = (0, Backoff::default());
         loop {
             self.standing()?;
             let (txn, again) = self.transaction(sets, attempt, mark.as_deref());
@@ -83,8 +86,22 @@ impl Stm {
                             Outcome::Unknown,
                         )));
                     }
-                    // A run that was dropped in mid-commit had the marker before: nothing is wrong with this attempt.
-                    Found::Other | Found::Gone => continue,
+                    // A run that was dropped in mid-commit had the marker before: nothing is wrong with this attempt. What is
+                    // expected now nothing of that run's expects, unless that is a missing key.
+                    Found::Other | Found::Gone if strangers < MOST_STRANGERS => {
+                        if strangers > 0 {
+                            sleep(backoff.next()).await;
+                        }
+                        strangers += 1;
+                        continue;
+                    }
+                    Found::Other | Found::Gone => {
+                        return Err(Error::protocol(
+                            "the marker is another's again and again",
+                            Outcome::NotApplied,
+                        )
+                        .at("KV/Txn"));
+                    }
                 }
             }
             if let Some(fence) = &self.fence {
@@ -164,3 +181,7 @@ fn stands(fence: &Fence, reply: &TxnReply, index: usize) -> Result<()> {
 pub(super) fn unknown(cause: Error) -> Error {
     Error::new(ErrorKind::CommitUnknown, Outcome::Unknown).at("KV/Txn").because(cause)
 }
+
+/// How often others may have put the marker before a commit: a dropped run's attempt that expected what was known, and
+/// one that expected it to be missing.
+const MOST_STRANGERS: u32 = 5;

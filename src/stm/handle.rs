@@ -21,6 +21,10 @@ use crate::txn::{self, Op, Txn, TxnReply};
 /// Writes are local until the commit; reads see them. What has been read is not read again, so reading a key twice
 /// costs one RPC. All methods take `&self`: reads may run side by side (`tokio::join!`).
 ///
+/// Several writes of one key leave what as many transactions in a row would leave, value and lease, but the server is
+/// sent the last one alone. So one that another follows is never refused; and a key that is deleted and then put counts
+/// as put over: where it was there before, it keeps its create_revision, and with it whatever fence it is.
+///
 /// Once the attempt has ended, a handle that was moved elsewhere answers [`ErrorKind::AttemptEnded`].
 ///
 /// ```
@@ -169,11 +173,11 @@ impl StmTxn {
         self.write(key.into(), Write::Put { value: value.into(), lease })
     }
 
-    /// Puts a key that keeps the lease it has, at the commit; which fails with [`ErrorKind::Refused`] where the key is
-    /// missing.
+    /// Puts a key that keeps the lease it has, or that this attempt has given it, at the commit; which fails with
+    /// [`ErrorKind::Refused`] where the key is missing.
     ///
     /// # Errors
-    /// As [`put`](Self::put).
+    /// [`ErrorKind::Refused`] where this attempt has deleted the key. Else as [`put`](Self::put).
     pub fn put_keep_lease(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<()> {
         self.write(key.into(), Write::PutKeepLease { value: value.into() })
     }
@@ -192,7 +196,7 @@ impl StmTxn {
 
     fn write(&self, key: Bytes, write: Write) -> Result<()> {
         let key = checked(key)?;
-        self.attempt.with(|sets| sets.write(key, write))
+        self.attempt.with(|sets| sets.write(key, write))?
     }
 }
 

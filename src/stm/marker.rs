@@ -3,20 +3,30 @@
 //! A marker is a key of the session that is put in the same transaction as the run's writes, under the condition that
 //! it still is of the revision that was last known. So of all the attempts that expect this revision at most one can
 //! ever be applied, however often each was sent and however late it arrives; and the marker's value tells which.
-//! Whoever wants to know for certain that none was or will be puts the marker itself.
+//! A client that has to know for certain that none was or will be puts the marker itself.
+//!
+//! # Why an attempt is never applied after its run is over
+//! A request may be applied after any time, so each attempt must be one that the server goes on refusing. An attempt that
+//! expects a revision is refused once the marker has another revision, or is gone: a key never has a revision
+//! twice. An attempt that expects the marker to be missing is refused while there is one. So a marker stays once such
+//! an attempt may be under way ([`Slot::straggler`]): it is not deleted, but goes with its lease; and without the lease the
+//! server refuses the attempt, which puts the marker with it. That holds whoever ends the lease, and also while a lease that
+//! was let go lives on elsewhere.
+//!
+//! A marker that another client deletes is the one thing that this does not cover: an attempt that expected it to be
+//! missing may then be applied a second time.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::client::Client;
 use crate::error::{Error, Outcome, Result};
+use crate::key::drawn;
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::session::settle::STRAGGLER;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat, may_pass};
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -42,13 +52,13 @@ struct Slot {
     key: Bytes,
     /// Its mod_revision; 0 for a missing key.
     revision: i64,
-    /// A transaction that expects the key to be missing may still arrive.
+    /// A transaction that expects the key to be missing may yet arrive: the key must stay.
     straggler: bool,
 }
 
 impl Markers {
     pub(super) fn new(client: &Client, session: &Session, prefix: &[u8]) -> Arc<Self> {
-        let own = format!("{:x}/{:016x}-", session.lease(), fastrand::u64(..));
+        let own = format!("{:x}/{}-", session.lease(), drawn());
         let prefix = [prefix, own.as_bytes()].concat().into();
         let (client, session) = (client.clone(), session.clone());
         Arc::new(Self { client, session, prefix, slots: Mutex::default() })
@@ -66,7 +76,7 @@ impl Markers {
             let key = [&self.prefix[..], format!("{:x}", slots.made).as_bytes()].concat().into();
             Slot { key, revision: 0, straggler: false }
         });
-        let run = format!("{:016x}/", fastrand::u64(..));
+        let run = format!("{}/", drawn());
         Mark { markers: Arc::clone(self), slot, run, in_doubt: false }
     }
 
@@ -75,34 +85,43 @@ impl Markers {
     }
 }
 
-/// The last run and the last `Stm` are gone: so are the markers, as soon as the server hears of it.
+/// The last run and the last `Stm` are gone: so are the markers, as soon as the server hears of it, but for those that
+/// must stay until the session's end.
 impl Drop for Markers {
     fn drop(&mut self) {
         let slots = std::mem::take(&mut *self.slots());
-        if slots.free.iter().all(|slot| slot.revision == 0 && !slot.straggler) {
+        let gone: Vec<Bytes> = slots.free.into_iter().filter_map(Slot::spent).collect();
+        if gone.is_empty() {
             return;
         }
-        // A straggler that expects no key is not to find none: it may be the second of its kind.
-        let pause = match slots.free.iter().any(|slot| slot.straggler) {
-            true => STRAGGLER,
-            false => Duration::ZERO,
-        };
+        let delete_all = |keys: &[Bytes]| keys.iter().cloned().map(Op::delete).fold(Txn::new(), Txn::success);
+        let deletes = gone.chunks(MOST_DELETES).map(delete_all).collect();
         // Not the session: it is not to be kept open for this.
         let lease = self.session.lease_handle().clone();
-        self.session.cleanup().spawn(delete(self.client.clone(), lease, self.prefix.clone(), pause));
+        self.session.cleanup().spawn(delete(self.client.clone(), lease, deletes));
     }
 }
 
-/// Deletes markers after a pause: again and again until it is done, or the lease's end does it. The prefix is one
-/// `Stm`'s alone, so this can hit nobody else's keys.
-async fn delete(client: Client, lease: Arc<Lease>, prefix: Bytes, pause: Duration) {
-    let txn = Txn::new().success(Op::delete_prefix(prefix));
+impl Slot {
+    /// The key, where it may be there and may be deleted.
+    fn spent(self) -> Option<Bytes> {
+        (self.revision != 0 && !self.straggler).then_some(self.key)
+    }
+}
+
+/// Deletes markers: again and again until it is done, or the lease's end does it.
+async fn delete(client: Client, lease: Arc<Lease>, deletes: Vec<Txn>) {
     let again = async {
-        tokio::time::sleep(pause).await;
-        let mut backoff = Backoff::default();
-        while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
-            tracing::debug!(%error, "deleting markers failed; trying again");
-            tokio::time::sleep(backoff.next()).await;
+        for txn in deletes {
+            let mut backoff = Backoff::default();
+            while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
+                if !may_pass(error.kind()) {
+                    tracing::warn!(%error, "markers stay until the session's end");
+                    return;
+                }
+                tracing::debug!(%error, "deleting markers failed; trying again");
+                tokio::time::sleep(backoff.next()).await;
+            }
         }
     };
     tokio::select! {
@@ -111,6 +130,9 @@ async fn delete(client: Client, lease: Arc<Lease>, prefix: Bytes, pause: Duratio
         () = again => {}
     }
 }
+
+/// A server takes 128 operations by default.
+const MOST_DELETES: usize = 100;
 
 /// A marker in use by one run. Dropped, it goes back to the others.
 #[derive(Debug)]

@@ -205,9 +205,12 @@ impl Stm {
     /// returns a value, and not at all where it returns an error other than
     /// [`ErrorKind::CommitUnknown`](crate::ErrorKind::CommitUnknown).
     ///
-    /// For this each commit also puts a marker key with the session's lease, one for each run under way at the same
-    /// time; they are used again, and deleted with the last clone of this `Stm`, or with the session. They take one
-    /// compare and one operation of each commit, and nobody else is to touch them; see
+    /// That holds for requests that are applied late, too, however late: the server refuses them. For this each commit
+    /// also puts a marker key with the session's lease, one for each run under way at the same
+    /// time; they are used again, and deleted with the last clone of this `Stm`, or with the session. One whose very first
+    /// commit got no answer at once stays until the session's lease ends. They take one
+    /// compare and one operation of each commit, and no other client is to touch them: after one is deleted, a request that is
+    /// still under way may be applied a second time. See
     /// [`marker_prefix`](Self::marker_prefix). Runs that write nothing need none.
     ///
     /// The session must be of this client's cluster. It stays open as long as this `Stm`.
@@ -249,7 +252,8 @@ impl Stm {
     ///
     /// # Cancel safety
     /// Dropping the future while the closure runs writes nothing. While a commit is under way it may be applied, or
-    /// not; it leaves no key behind but those of [`exactly_once`](Self::exactly_once), which go as is said there.
+    /// not, and that at any later time; at most once with [`exactly_once`](Self::exactly_once), and no more after the
+    /// session's lease has ended. It leaves no key behind but those of `exactly_once`, which go as is said there.
     pub async fn run<T, E, F, Fut>(&self, mut body: F) -> Result<Committed<T>, E>
     where
         F: FnMut(StmTxn) -> Fut,

@@ -9,6 +9,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::Isolation;
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::txn::{Compare, Op};
@@ -199,8 +200,20 @@ impl Sets {
         Some(found.into_iter().filter_map(present).collect())
     }
 
-    pub(super) fn write(&mut self, key: Bytes, write: Write) {
+    /// Takes in a write, which is on top of this attempt's earlier one of the same key: the two are to do what they
+    /// would in two transactions in a row. Only one of them can be sent, since the server refuses two writes of a key.
+    pub(super) fn write(&mut self, key: Bytes, write: Write) -> Result<()> {
+        let write = match (write, self.writes.get(&key)) {
+            // The lease that it keeps is the one that this attempt has given it.
+            (Write::PutKeepLease { value }, Some(&Write::Put { lease, .. })) => Write::Put { value, lease },
+            (Write::PutKeepLease { .. }, Some(Write::Delete)) => {
+                let message = "the attempt has deleted the key whose lease is to be kept".into();
+                return Err(Error::new(ErrorKind::Refused { message }, Outcome::NotApplied));
+            }
+            (write, _) => write,
+        };
         self.writes.insert(key, write);
+        Ok(())
     }
 
     /// What must hold for the commit.
@@ -233,7 +246,8 @@ impl Sets {
         self.writes.iter().map(|(key, write)| write.op(key.clone())).collect()
     }
 
-    /// What the next attempt is likely to ask for: what this one did, and what is to be fetched ahead anyway.
+    /// What the next attempt is likely to ask for: what this one did, and of what is to be fetched ahead anyway as much as
+    /// makes the transaction not larger than it is, or than servers take.
     pub(super) fn again(&self, prefetch: &[Bytes]) -> Vec<Span> {
         let mut spans = self.asked_ranges();
         let asked = self.keys.iter().filter(|(_, seen)| seen.asked).map(|(key, _)| key);
@@ -241,6 +255,14 @@ impl Sets {
         keys.sort();
         keys.dedup();
         keys.retain(|key| !spans.iter().any(|range| range.holds(key)));
+        // What was asked for is compared, too, and so does not count.
+        let asked = |key: &Bytes| self.keys.get(key).is_some_and(|seen| seen.asked);
+        let mut room = MOST_AHEAD.saturating_sub(spans.len() + keys.iter().filter(|key| asked(key)).count());
+        keys.retain(|key| {
+            let fits = asked(key) || room > 0;
+            room = room.saturating_sub(usize::from(fits && !asked(key)));
+            fits
+        });
         spans.extend(keys.into_iter().map(|key| Span::key(key.clone())));
         spans
     }
@@ -291,6 +313,9 @@ impl Sets {
         .into()
     }
 }
+
+/// A server takes 128 operations by default, of which a fence and a marker take one each.
+const MOST_AHEAD: usize = 100;
 
 #[cfg(test)]
 mod tests;

@@ -39,10 +39,10 @@ fn unchanged(key: &'static str, end: &'static str, revision: i64) -> Compare {
 fn what_was_asked_for_is_compared_and_nothing_else() {
     let mut sets = learned(Isolation::SerializableSnapshot);
     assert_eq!((sets.compares(), sets.revision()), (vec![], 0));
-    sets.write("w".into(), put("x"));
+    sets.write("w".into(), put("x")).expect("no lease is kept");
     assert_eq!(sets.compares(), [], "without a read there is no snapshot");
     sets.ask_key(&"a".into()).expect("known");
-    sets.write("a".into(), Write::Delete);
+    sets.write("a".into(), Write::Delete).expect("no lease is kept");
     let a = Compare::mod_revision("a").is(4);
     assert_eq!(sets.compares(), [a.clone(), unchanged("w", "", 8)]);
     assert_eq!(sets.revision(), 7);
@@ -55,8 +55,8 @@ fn a_range_is_compared_as_a_whole_and_by_its_keys() {
     let read = |isolation| {
         let mut sets = Sets::new(isolation);
         sets.learn([(range("a", "d"), vec![kv("a", "1", 3), kv("c", "2", 5)])], 9);
-        sets.write("b".into(), put("new"));
-        sets.write("c".into(), Write::Delete);
+        sets.write("b".into(), put("new")).expect("no lease is kept");
+        sets.write("c".into(), Write::Delete).expect("no lease is kept");
         let seen = sets.ask_range(&range("a", "d")).expect("known");
         assert_eq!(seen, [("a".into(), "1".into()), ("b".into(), Bytes::from("new"))]);
         // Part of it, and a key of it, are known with it.
@@ -208,12 +208,12 @@ proptest! {
                     let value = Bytes::from(value.to_string());
                     own.insert(NAMES[at].into(), (value.clone(), 0));
                     written.push(Span::key(NAMES[at].into()));
-                    sets.write(NAMES[at].into(), Write::Put { value, lease: 0 });
+                    sets.write(NAMES[at].into(), Write::Put { value, lease: 0 }).expect("no lease is kept");
                 }
                 Step::Del(at) => {
                     own.remove(NAMES[at].as_bytes());
                     written.push(Span::key(NAMES[at].into()));
-                    sets.write(NAMES[at].into(), Write::Delete);
+                    sets.write(NAMES[at].into(), Write::Delete).expect("no lease is kept");
                 }
             }
         }

@@ -11,20 +11,20 @@ use tokio::time::{sleep, timeout};
 
 use super::{add, delete, ok, put, value};
 
-const S: fn(u64) -> Duration = Duration::from_secs;
+pub(super) const S: fn(u64) -> Duration = Duration::from_secs;
 /// What the runs write; `lock` is what they may be fenced by.
-const A: &str = "a";
+pub(super) const A: &str = "a";
 const LOCK: &str = "lock";
 
-struct Stage {
-    fake: FakeEtcd,
-    other: Client,
-    session: Session,
-    plain: Stm,
-    marked: Stm,
+pub(super) struct Stage {
+    pub(super) fake: FakeEtcd,
+    pub(super) other: Client,
+    pub(super) session: Session,
+    pub(super) plain: Stm,
+    pub(super) marked: Stm,
 }
 
-async fn stage() -> Stage {
+pub(super) async fn stage() -> Stage {
     let fake = FakeEtcd::start();
     let client = fake.client();
     let session = Session::builder(&client).ttl(S(60)).open().await.unwrap();
@@ -34,17 +34,17 @@ async fn stage() -> Stage {
 }
 
 impl Stage {
-    fn markers(&self) -> usize {
+    pub(super) fn markers(&self) -> usize {
         self.fake.snapshot().keys.iter().filter(|kv| kv.key.starts_with(b"__stm/")).count()
     }
 
-    async fn value(&self) -> Option<String> {
+    pub(super) async fn value(&self) -> Option<String> {
         value(&self.other, A).await
     }
 }
 
 /// Commits that write `A`, of the client that the runs have.
-fn commits() -> On {
+pub(super) fn commits() -> On {
     On::rpc(Rpc::Txn).client("default").matching(|txn: &TxnRequest| {
         txn.success.iter().any(|op| match &op.request {
             Some(Request::RequestPut(put)) => put.key == A,
@@ -115,79 +115,6 @@ async fn a_commit_that_never_arrived_is_made_again() {
     assert_eq!(s.value().await.as_deref(), Some("1"), "none of the stragglers was applied");
 }
 
-/// The first request straggles, the second is applied: the first finds the marker changed.
-#[tokio::test(start_paused = true)]
-async fn a_straggler_is_not_applied_a_second_time() {
-    let s = stage().await;
-    let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
-    let blind = |txn: StmTxn| async move { ok(txn.put(A, "ours")?) };
-    let done = s.marked.run(blind).await.unwrap();
-    assert_eq!((straggler.hits(), done.attempts), (1, 1));
-    put(&s.other, A, "theirs").await;
-    // Nor where the marker would be deleted meanwhile: it would expect none, and find none.
-    let Stage { fake, other, session, plain, marked } = s;
-    drop((plain, marked));
-    sleep(S(9)).await;
-    assert_eq!(value(&other, A).await.as_deref(), Some("theirs"));
-    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.expect("the marker goes");
-    assert!(session.is_valid());
-}
-
-/// The first request straggles; the second meets a conflict that passes; then the first is applied, behind the back of
-/// the second attempt. Whatever that one does, the run's end is the first one's.
-#[tokio::test(start_paused = true)]
-async fn a_straggler_that_is_applied_after_a_conflict_is_the_commit() {
-    for second in ["writes", "reads", "fails", "is one too many"] {
-        let s = stage().await;
-        let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
-        let (other, fake, runs) = (&s.other, &s.fake, &Cell::new(0));
-        let body = |txn: StmTxn| {
-            let attempts = runs.get() + 1;
-            runs.set(attempts);
-            async move {
-                assert_eq!(txn.get(A).await?.is_none(), attempts == 1);
-                if attempts == 1 {
-                    let other = other.clone();
-                    // While the second request is on its way.
-                    tokio::spawn(async move {
-                        sleep(S(4)).await;
-                        put(&other, A, "for a moment").await;
-                        sleep(S(2)).await;
-                        delete(&other, A).await;
-                    });
-                    txn.put(A, "1")?;
-                    return ok(attempts);
-                }
-                fake.until(|fake| fake.snapshot().value(A) == Some(b"1")).await;
-                match second {
-                    "writes" => txn.put(A, "2")?,
-                    "fails" => txn.put("", "2")?,
-                    _ => {}
-                }
-                ok(attempts)
-            }
-        };
-        let stm = match second {
-            "is one too many" => s.marked.clone().max_attempts(1),
-            _ => s.marked.clone(),
-        };
-        let running = stm.run(body).await;
-        assert_eq!(straggler.hits(), 1);
-        if second == "is one too many" {
-            // The straggler had not been applied yet; now it never will be.
-            let error = running.unwrap_err();
-            assert_eq!(error.outcome(), Outcome::NotApplied);
-            sleep(S(60)).await;
-            assert_eq!(s.value().await, None);
-            continue;
-        }
-        let done = running.unwrap();
-        assert_eq!((runs.get(), done.value, done.attempts), (2, 1, 1), "the second {second}");
-        assert_eq!(done.revision, s.fake.snapshot().get(A).unwrap().mod_revision);
-        assert_eq!(s.value().await.as_deref(), Some("1"));
-    }
-}
-
 /// A run that is dropped in mid-commit gives its marker back without knowing what it says.
 #[tokio::test(start_paused = true)]
 async fn a_marker_that_a_dropped_run_changed_is_no_conflict() {
@@ -200,20 +127,6 @@ async fn a_marker_that_a_dropped_run_changed_is_no_conflict() {
     }
     let done = s.marked.clone().max_attempts(1).run(|txn| add(txn, A, 1)).await.unwrap();
     assert_eq!((done.value, done.attempts, s.markers()), (7, 1, 1));
-}
-
-/// A straggler of a dropped run puts the marker again after all was done: it is deleted when no more can come.
-#[tokio::test(start_paused = true)]
-async fn a_straggler_of_a_dropped_run_leaves_no_marker() {
-    let s = stage().await;
-    let straggler = s.fake.fault(commits().once(), Do::delay(S(9)));
-    timeout(S(1), s.marked.run(|txn| add(txn, A, 1))).await.expect_err("it straggles");
-    assert_eq!(straggler.hits(), 1);
-    let Stage { fake, session, marked, .. } = s;
-    drop(marked);
-    fake.until(|fake| fake.snapshot().keys.len() == 2).await;
-    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.expect("the marker goes");
-    assert!(session.is_valid());
 }
 
 #[tokio::test(start_paused = true)]

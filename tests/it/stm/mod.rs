@@ -6,6 +6,8 @@ mod budgets;
 mod exactly_once;
 mod faults;
 mod isolation;
+mod late;
+mod writes;
 
 use etcd_concurrency::pb::mvccpb::KeyValue;
 use etcd_concurrency::{Client, Error, Op, Stm, StmTxn, Txn};

@@ -5,6 +5,7 @@ pub(crate) mod answers;
 pub(crate) mod backend;
 pub(crate) mod count;
 pub(crate) mod etcd;
+pub(crate) mod lies;
 pub(crate) mod part;
 pub(crate) mod poll;
 pub(crate) mod port;
