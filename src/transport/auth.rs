@@ -95,6 +95,11 @@ impl Tokens {
         true
     }
 
+    /// False for a token of the user's own.
+    pub(crate) fn are_renewed(&self) -> bool {
+        matches!(self.0, Source::User(_))
+    }
+
     /// The token, or none where the server wants none. Fetches it where it must.
     ///
     /// # Cancel safety

@@ -107,7 +107,10 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
     }
     let words = || message.to_owned();
     match status.code() {
-        _ if message.contains(NOT_GRPC) => (ErrorKind::Protocol { detail: words() }, Outcome::Unknown),
+        // A balancer without anybody to pass the request on to (429, 502, 503, 504) is as good as a server that is away.
+        code if message.contains(NOT_GRPC) && code != Code::Unavailable => {
+            (ErrorKind::Protocol { detail: words() }, Outcome::Unknown)
+        }
         Code::Unavailable => (ErrorKind::Unavailable { message: words() }, Outcome::Unknown),
         Code::Unimplemented => (ErrorKind::Unsupported { message: words() }, Outcome::NotApplied),
         Code::Unauthenticated => (ErrorKind::Unauthenticated { message: words() }, Outcome::NotApplied),

@@ -197,8 +197,19 @@ impl Transport {
     pub(crate) fn note_auth(&self, error: &Error) -> bool {
         match &self.auth {
             Some(tokens) if classify::wants_new_token(error.kind()) => tokens.drop_current(),
-            _ => false,
+            _ => self.token_passes(error.kind()),
         }
+    }
+
+    /// True for errors that no time mends: see [`retry::is_final`].
+    pub(crate) fn is_final(&self, kind: &ErrorKind) -> bool {
+        retry::is_final(kind) || *kind == ErrorKind::InvalidToken && !self.token_passes(kind)
+    }
+
+    /// True for a refusal of the token that the same request may not meet again: with another token; or where there is
+    /// none, and the server knows the user by a certificate. A token of the user's own is never another.
+    pub(crate) fn token_passes(&self, kind: &ErrorKind) -> bool {
+        *kind == ErrorKind::InvalidToken && self.auth.as_ref().is_none_or(auth::Tokens::are_renewed)
     }
 
     /// Opens a stream, once: whoever holds the stream knows when to open it again.
@@ -238,7 +249,8 @@ impl Transport {
             if retry::avoids_member(failed.kind()) {
                 route.avoid_member();
             }
-            match retry.after(failed, route.elsewhere(), Instant::now()) {
+            let passes = self.token_passes(failed.kind());
+            match retry.after(failed, route.elsewhere(), passes, Instant::now()) {
                 Ok(pause) if pause.is_zero() => {}
                 Ok(pause) => tokio::time::sleep(pause).await,
                 Err(error) => return Err(error),

@@ -55,13 +55,20 @@ impl Retry {
     /// After a failed attempt: how long to wait before the next, or the error to give up with.
     ///
     /// `elsewhere` says that the next attempt goes to an endpoint that this call has not tried: no use in waiting.
-    pub(crate) fn after(&mut self, error: Error, elsewhere: bool, now: Instant) -> Result<Duration, Error> {
+    /// `passes` says that the next attempt has what this one was refused for the lack of.
+    pub(crate) fn after(
+        &mut self,
+        error: Error,
+        elsewhere: bool,
+        passes: bool,
+        now: Instant,
+    ) -> Result<Duration, Error> {
         let error = match self.repeat {
             Repeat::Read => error.with_outcome(Outcome::NotApplied),
             Repeat::Harmless | Repeat::Never => error,
         };
         self.ambiguous |= error.outcome() == Outcome::Unknown;
-        let allowed = may_pass(error.kind()) || elsewhere && is_the_members(error.kind());
+        let allowed = passes || may_pass(error.kind()) || elsewhere && is_the_members(error.kind());
         let harmless = self.repeat != Repeat::Never || error.outcome() == Outcome::NotApplied;
         let pause = if elsewhere { Duration::ZERO } else { self.backoff.next() };
         if allowed && harmless && now + pause + SHORTEST_ATTEMPT.min(self.per_attempt / 10) < self.deadline {
@@ -106,6 +113,20 @@ pub(crate) fn may_pass(kind: &ErrorKind) -> bool {
     )
 }
 
+/// True for errors that no time mends. What is to last ends with them, and waits for everything else to pass: a full
+/// database, a balancer that answers nonsense, a token that is refused again and again.
+pub(crate) fn is_final(kind: &ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::InvalidInput { .. }
+            | ErrorKind::TooManyOps { .. }
+            | ErrorKind::TooLarge
+            | ErrorKind::Refused { .. }
+            | ErrorKind::Unauthenticated { .. }
+            | ErrorKind::PermissionDenied
+    )
+}
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
@@ -145,22 +166,24 @@ mod tests {
     #[test]
     fn an_ambiguous_write_is_never_repeated() {
         let (mut retry, now) = retry(Repeat::Never);
-        let end = retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, now);
+        let end = retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, false, now);
         assert_eq!(end.expect_err("given up").outcome(), Outcome::Unknown);
     }
 
     #[test]
     fn a_write_that_was_not_applied_is_repeated() {
         let (mut retry, now) = retry(Repeat::Never);
-        retry.after(error(ErrorKind::TooManyRequests, Outcome::NotApplied), false, now).expect("again");
+        retry
+            .after(error(ErrorKind::TooManyRequests, Outcome::NotApplied), false, false, now)
+            .expect("again");
         assert!(!retry.ambiguous());
     }
 
     #[test]
     fn what_an_earlier_attempt_did_stays_unknown() {
         let (mut retry, now) = retry(Repeat::Harmless);
-        retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, now).expect("again");
-        let end = retry.after(error(ErrorKind::LeaseNotFound, Outcome::NotApplied), false, now);
+        retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, false, now).expect("again");
+        let end = retry.after(error(ErrorKind::LeaseNotFound, Outcome::NotApplied), false, false, now);
         let end = end.expect_err("a missing lease does not come back");
         assert_eq!((end.kind(), end.outcome()), (&ErrorKind::LeaseNotFound, Outcome::Unknown));
     }
@@ -169,7 +192,7 @@ mod tests {
     fn a_failed_read_has_applied_nothing() {
         let (mut retry, now) = retry(Repeat::Read);
         let late = now + Duration::from_secs(10);
-        let end = retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, late);
+        let end = retry.after(error(ErrorKind::Disconnected, Outcome::Unknown), false, false, late);
         assert_eq!(end.expect_err("the deadline").outcome(), Outcome::NotApplied);
     }
 
@@ -177,8 +200,8 @@ mod tests {
     fn another_endpoint_is_tried_at_once() {
         let (mut retry, now) = retry(Repeat::Never);
         let refused = || error(ErrorKind::Connect { endpoint: "a".into() }, Outcome::NotApplied);
-        assert_eq!(retry.after(refused(), true, now).expect("again"), Duration::ZERO);
-        assert_ne!(retry.after(refused(), false, now).expect("again"), Duration::ZERO);
+        assert_eq!(retry.after(refused(), true, false, now).expect("again"), Duration::ZERO);
+        assert_ne!(retry.after(refused(), false, false, now).expect("again"), Duration::ZERO);
     }
 
     #[test]
@@ -186,8 +209,8 @@ mod tests {
         let message = "etcdserver: rpc not supported for learner".to_owned();
         let refused = || error(ErrorKind::Unsupported { message: message.clone() }, Outcome::NotApplied);
         let (mut retry, now) = retry(Repeat::Never);
-        retry.after(refused(), true, now).expect("again");
-        retry.after(refused(), false, now).expect_err("it will not become a voter");
+        retry.after(refused(), true, false, now).expect("again");
+        retry.after(refused(), false, false, now).expect_err("it will not become a voter");
     }
 
     #[test]
@@ -196,5 +219,26 @@ mod tests {
         let pauses: Vec<_> = (0..12).map(|_| backoff.next()).collect();
         assert!(pauses[0] <= FIRST_PAUSE && pauses[0] >= FIRST_PAUSE / 2);
         assert!(pauses[11] <= LONGEST_PAUSE && pauses[11] >= LONGEST_PAUSE / 2);
+    }
+    #[test]
+    fn no_error_both_may_pass_and_is_final() {
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::TooLarge] {
+            assert!(is_final(&kind) && !may_pass(&kind));
+        }
+        for kind in [ErrorKind::NoSpace, ErrorKind::InvalidToken, ErrorKind::Timeout] {
+            assert!(!is_final(&kind));
+        }
+    }
+
+    /// Users and roles are edited, and the token is of an old revision of them several times in a row.
+    #[test]
+    fn a_token_that_is_refused_in_a_row_is_renewed_until_the_deadline() {
+        let (mut retry, now) = retry(Repeat::Never);
+        let refused = || error(ErrorKind::InvalidToken, Outcome::NotApplied);
+        for _ in 0..5 {
+            retry.after(refused(), false, true, now).expect("again");
+        }
+        retry.after(refused(), false, false, now).expect_err("the user's own");
+        retry.after(refused(), false, true, now + Duration::from_secs(10)).expect_err("the deadline");
     }
 }
