@@ -57,6 +57,11 @@ impl Cursor {
         self.held = None;
     }
 
+    /// What was given from this revision on was not delivered after all: it is to come again.
+    pub(super) fn rewind(&mut self, revision: i64) {
+        self.resume = revision;
+    }
+
     /// The watch was acknowledged. Gives the revision that the answer carries.
     ///
     /// A watch from now on starts after that revision. The server may have registered it a little earlier, but what

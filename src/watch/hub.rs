@@ -4,8 +4,9 @@
 //! opens no stream each time. It waits for nothing but its inputs: what it sends goes into a queue without bound, which
 //! holds creates and cancels only, and what it receives goes into mailboxes that never block.
 
-use std::future::{Future, pending};
-use std::pin::{Pin, pin};
+mod line;
+
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,17 +16,17 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, error::SendError, un
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Status, Streaming};
 
-use super::mailbox::Mailbox;
+use super::mailbox::{Budget, Mailbox};
 use super::pulse::{Beat, Pulse};
 use super::table::{RPC, Table, Turn};
 use super::{Watch, Watcher};
-use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome};
 use crate::pb::etcdserverpb as pb;
 use crate::transport::channel::Route;
-use crate::transport::retry::{Backoff, avoids_member, may_pass};
+use crate::transport::retry::{Backoff, may_pass};
 use crate::transport::{Transport, classify};
+use line::{Heard, Line, Requests, steer};
 
 /// All watches of a client. A clone is another handle on the same.
 #[derive(Clone)]
@@ -39,6 +40,7 @@ struct Shared {
     transport: Transport,
     runtime: Handle,
     watchers: AtomicU64,
+    budget: Arc<Budget>,
     slot: Mutex<Slot>,
     /// No handle is left.
     closed: CancellationToken,
@@ -63,14 +65,15 @@ impl Hub {
     pub(crate) fn new(transport: Transport, runtime: Handle) -> Self {
         let closed = CancellationToken::new();
         let open = Arc::new(closed.clone().drop_guard());
-        let (watchers, slot) = (AtomicU64::new(0), Mutex::new(Slot::default()));
-        Self { shared: Arc::new(Shared { transport, runtime, watchers, slot, closed }), _open: open }
+        let (watchers, budget) = (AtomicU64::new(0), Budget::new(MOST_BYTES));
+        let slot = Mutex::default();
+        Self { shared: Arc::new(Shared { transport, runtime, watchers, budget, slot, closed }), _open: open }
     }
 
     /// Starts a watch. Sends nothing itself and never blocks; may be called from `Drop`, and outside the runtime.
     pub(crate) fn watch(&self, watch: Watch) -> Watcher {
         let id = self.shared.watchers.fetch_add(1, Ordering::Relaxed);
-        let mailbox = Arc::new(Mailbox::new(watch.targets.len(), watch.buffer));
+        let mailbox = Arc::new(Mailbox::new(watch.targets.len(), watch.buffer, self.shared.budget.clone()));
         if let Err(error) = watch.check() {
             mailbox.end(&Arc::new(error));
             return Watcher { mailbox, commands: None, id, done: false };
@@ -114,33 +117,19 @@ struct Task {
     table: Table,
     line: Line,
     pulse: Pulse,
+    /// Forgets only what happened before a stream that lived for a while: one that breaks after each acknowledgement is
+    /// not opened forty times a second.
     backoff: Backoff,
+    /// How many streams in a row died for an answer that did not come.
+    deaths: u32,
+    /// When more is to go onto the stream, where watches are tried.
+    advance: Option<Instant>,
     /// Since when the stream has failed, and nothing else, in ways that do not pass by themselves.
     failing: Option<Instant>,
+    /// A watch was acknowledged once: what does not make sense since then is a balancer's, and passes.
+    worked: bool,
     /// Since when there has been no watcher.
     idle: Option<Instant>,
-}
-
-/// The stream, of which there is one at a time.
-enum Line {
-    /// None, until then.
-    Down(Instant),
-    Opening(Requests, Opening),
-    Open(Requests, Box<Streaming<pb::WatchResponse>>),
-}
-
-/// The way out, and where it leads.
-struct Requests {
-    queue: UnboundedSender<pb::WatchRequest>,
-    route: Route,
-}
-
-type Opening = Pin<Box<dyn Future<Output = Result<Streaming<pb::WatchResponse>>> + Send>>;
-
-/// What a line brings.
-enum Heard {
-    Opened(Result<Streaming<pb::WatchResponse>>),
-    Message(Result<Option<pb::WatchResponse>, Status>),
 }
 
 impl Task {
@@ -151,9 +140,12 @@ impl Task {
             commands,
             table: Table::new(last_id),
             line: Line::Down(now),
-            pulse: Pulse::new(now.into_std()),
+            pulse: Pulse::new(now.into_std(), 0),
             backoff: Backoff::default(),
+            deaths: 0,
+            advance: None,
             failing: None,
+            worked: false,
             idle: None,
         }
     }
@@ -234,17 +226,22 @@ impl Task {
             // Where nobody reads any more, the answers end too.
             let _ = requests.queue.send(request);
         }
+        let now = Instant::now();
         if self.table.is_asking() {
-            self.pulse.asked(Instant::now().into_std());
+            self.pulse.asked(now.into_std());
         }
+        // What is tried is tried on a stream that is open.
+        let pause = self.table.pause().filter(|_| matches!(self.line, Line::Open(..)));
+        self.advance = pause.map(|pause| self.advance.unwrap_or(now + pause));
     }
 
     /// When something is to be done, though nothing comes.
     fn due(&self) -> Instant {
+        let due = Instant::from(self.pulse.due());
         match (&self.line, self.idle) {
             (Line::Down(until), _) => *until,
             (_, Some(since)) => since + LINGER,
-            (_, None) => self.pulse.due().into(),
+            (_, None) => self.advance.map_or(due, |advance| advance.min(due)),
         }
     }
 
@@ -259,9 +256,14 @@ impl Task {
                 Beat::Well => {}
                 Beat::Ask => self.table.probe(),
                 Beat::Dead => {
+                    // Of a server that never opened the stream nothing was to be waited for.
+                    self.deaths += u32::from(matches!(self.line, Line::Open(..)));
                     self.broken(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(RPC));
                 }
             },
+        }
+        if self.advance.take_if(|advance| now >= *advance).is_some() {
+            self.table.advance();
         }
     }
 
@@ -272,7 +274,7 @@ impl Task {
         let to = route.clone();
         let opening = async move { transport.open_watch(UnboundedReceiverStream::new(requests), to).await };
         self.line = Line::Opening(Requests { queue, route }, Box::pin(opening));
-        self.pulse = Pulse::new(Instant::now().into_std());
+        self.pulse = Pulse::new(Instant::now().into_std(), self.deaths);
         self.table.opened();
     }
 
@@ -306,8 +308,7 @@ impl Task {
             Turn::Refused => self.pulse.answered(now, self.table.is_asking()),
             Turn::Acknowledged => {
                 self.pulse.answered(now, self.table.is_asking());
-                self.backoff.reset();
-                self.failing = None;
+                (self.failing, self.worked) = (None, true);
             }
             Turn::Reopen => self.down(),
             Turn::Broken(error) => self.broken(error),
@@ -321,12 +322,17 @@ impl Task {
         if let Line::Opening(requests, _) | Line::Open(requests, _) = &self.line {
             steer(&requests.route, error.kind());
         }
-        self.down();
         let error = Arc::new(error.with_outcome(Outcome::NotApplied));
+        if matches!(self.line, Line::Open(..)) {
+            self.table.broke(self.pulse.lived() < A_WHILE, &error);
+        }
+        self.down();
         if *error.kind() == ErrorKind::NoLeader {
             self.table.end_leaderless(&error);
         }
-        if may_pass(error.kind()) {
+        let transport = &self.shared.transport;
+        let passes = may_pass(error.kind()) || transport.token_passes(error.kind());
+        if passes || self.worked && !transport.is_final(error.kind()) {
             self.failing = None;
             return;
         }
@@ -339,19 +345,15 @@ impl Task {
 
     /// Closes the stream, to open another after a pause.
     fn down(&mut self) {
+        let lived = self.pulse.lived();
+        if lived >= A_WHILE {
+            self.backoff.reset();
+        }
+        if lived >= A_LONG_WHILE {
+            self.deaths = 0;
+        }
         self.table.closed();
         self.line = Line::Down(Instant::now() + self.backoff.next());
-    }
-}
-
-impl Line {
-    /// Waits for what comes. Nothing is lost when the future is dropped.
-    async fn hear(&mut self) -> Heard {
-        match self {
-            Self::Down(_) => pending().await,
-            Self::Opening(_, opening) => Heard::Opened(opening.await),
-            Self::Open(_, stream) => Heard::Message(stream.message().await),
-        }
     }
 }
 
@@ -379,16 +381,14 @@ fn judge(transport: &Transport, reason: &str) -> (Error, bool) {
     (error, mends)
 }
 
-/// Leads the next stream elsewhere, where this route's end is to blame.
-fn steer(route: &Route, kind: &ErrorKind) {
-    match kind {
-        ErrorKind::Timeout => route.avoid(),
-        kind if avoids_member(kind) => route.avoid_member(),
-        _ => {}
-    }
-}
-
 const COMMANDS_PER_MESSAGE: usize = 64;
+/// What all watches of a client together hold that is yet to be read; and one delivery more for each that waits for one.
+const MOST_BYTES: usize = 256 << 20;
+/// A stream on which something was heard for so long is one that works. More than the silence after which one is asked
+/// whether it lives.
+const A_WHILE: Duration = Duration::from_secs(10);
+/// After so long, a slow line is taken for a quick one again.
+const A_LONG_WHILE: Duration = Duration::from_secs(600);
 /// How long a stream without watches is kept. Less than the silence after which one is asked whether it lives.
 const LINGER: Duration = Duration::from_secs(5);
 

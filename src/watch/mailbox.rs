@@ -1,11 +1,12 @@
 //! Where the hub's task leaves what a watcher has yet to read.
 //!
 //! Ten thousand waiters each have one: it allocates nothing while it is empty, and has one reader, whose waker is
-//! all that waits.
+//! all that waits. What all mailboxes of a client hold together is bounded too, by their [`Budget`].
 
 use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -16,6 +17,25 @@ pub(super) struct Mailbox {
     state: Mutex<State>,
     /// How many events it takes before it is full.
     limit: usize,
+    budget: Arc<Budget>,
+}
+
+/// The bytes that all mailboxes of a client hold, and how many they may.
+#[derive(Debug)]
+pub(super) struct Budget {
+    held: AtomicUsize,
+    most: usize,
+}
+
+/// What became of events that were left.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    Taken,
+    /// Taken; what comes next should be held back until the mailbox is drained.
+    Full,
+    /// Not taken: the mailboxes hold too much together. They are to come again, from this revision on, when this one is
+    /// drained.
+    Refused(i64),
 }
 
 #[derive(Default)]
@@ -28,13 +48,15 @@ struct State {
     created: i64,
     /// Something waits for this to be drained.
     full: bool,
+    /// It is full for what all hold together: it is drained when it is empty and its reader waits.
+    refused: bool,
     end: Option<Arc<Error>>,
     waker: Option<Waker>,
 }
 
 impl Mailbox {
-    pub(super) fn new(targets: usize, limit: usize) -> Self {
-        Self { state: Mutex::new(State { unacknowledged: targets, ..State::default() }), limit }
+    pub(super) fn new(targets: usize, limit: usize, budget: Arc<Budget>) -> Self {
+        Self { state: Mutex::new(State { unacknowledged: targets, ..State::default() }), limit, budget }
     }
 
     /// A target was acknowledged for the first time.
@@ -45,10 +67,23 @@ impl Mailbox {
         });
     }
 
-    /// Leaves events. True when it is over its limit: what comes next should be held back until it is drained.
-    pub(super) fn push(&self, events: Events) -> bool {
-        self.change(|state| {
-            let (count, bytes) = weight(&events);
+    /// Leaves events, and wakes the reader.
+    ///
+    /// With too much in all mailboxes together only those who wait for something are given it: it does not stay.
+    pub(super) fn push(&self, events: Events) -> Pushed {
+        let (count, bytes) = weight(&events);
+        let first = events.events.first().and_then(|event| event.kv.as_ref()).map(|kv| kv.mod_revision);
+        let held = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        let over = held.saturating_add(bytes) > self.budget.most;
+        let mut state = self.lock();
+        let is_awaited = state.queue.is_empty() && state.waker.is_some();
+        if let Some(revision) = first.filter(|_| over && !is_awaited) {
+            self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
+            (state.full, state.refused) = (true, true);
+            return Pushed::Refused(revision);
+        }
+        drop(state);
+        let full = self.change(|state| {
             state.events += count;
             state.bytes += bytes;
             match state.queue.back_mut() {
@@ -61,7 +96,8 @@ impl Mailbox {
             }
             state.full |= state.events > self.limit || state.bytes > MOST_BYTES;
             state.full
-        })
+        });
+        if full { Pushed::Full } else { Pushed::Taken }
     }
 
     /// Ends it: what was left is still read, then the error. The first end counts.
@@ -80,21 +116,24 @@ impl Mailbox {
         }
     }
 
-    /// The next events, and whether they drained a full mailbox below half.
-    pub(super) fn poll_events(&self, cx: &mut Context<'_>) -> Poll<Result<(Events, bool)>> {
+    /// The next events; and whether what was held back for this is to go on, since it is drained below half.
+    pub(super) fn poll_events(&self, cx: &mut Context<'_>) -> (Poll<Result<Events>>, bool) {
         let mut state = self.lock();
         if let Some(events) = state.queue.pop_front() {
             let (weight, bytes) = weight(&events);
             state.events -= weight;
             state.bytes -= bytes;
+            self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
             let low = state.events * 2 <= self.limit && state.bytes * 2 <= MOST_BYTES;
-            let drained = low && std::mem::take(&mut state.full);
-            return Poll::Ready(Ok((events, drained)));
+            let drained = low && !state.refused && std::mem::take(&mut state.full);
+            return (Poll::Ready(Ok(events)), drained);
         }
-        match &state.end {
-            Some(error) => Poll::Ready(Err(again(error))),
-            None => state.wait(cx),
+        if let Some(error) = &state.end {
+            return (Poll::Ready(Err(again(error))), false);
         }
+        state.refused = false;
+        let drained = std::mem::take(&mut state.full);
+        (state.wait(cx), drained)
     }
 
     /// Changes the state, and wakes the reader once the lock is free again.
@@ -111,6 +150,19 @@ impl Mailbox {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Budget {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { held: AtomicUsize::new(0), most })
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.budget.held.fetch_sub(state.bytes, Ordering::Relaxed);
     }
 }
 
@@ -171,65 +223,74 @@ mod tests {
         Events { target, revision, events: value_bytes.iter().map(event).collect() }
     }
 
-    fn read(mailbox: &Mailbox) -> Poll<Result<(Events, bool)>> {
+    fn mailbox(targets: usize, limit: usize) -> Mailbox {
+        Mailbox::new(targets, limit, Budget::new(usize::MAX))
+    }
+
+    fn read(mailbox: &Mailbox) -> (Poll<Result<Events>>, bool) {
         mailbox.poll_events(&mut Context::from_waker(Waker::noop()))
     }
 
     fn got(mailbox: &Mailbox) -> (i64, bool) {
         match read(mailbox) {
-            Poll::Ready(Ok((events, drained))) => (events.revision, drained),
+            (Poll::Ready(Ok(events)), drained) => (events.revision, drained),
             other => panic!("{other:?}"),
         }
     }
 
+    fn is_full(pushed: &Pushed) -> bool {
+        *pushed == Pushed::Full
+    }
+
     #[test]
     fn a_full_mailbox_says_once_that_it_is_drained_below_half() {
-        let mailbox = Mailbox::new(1, 4);
-        let full: Vec<_> = (1..=6).map(|revision| mailbox.push(events(0, revision, &[1]))).collect();
+        let mailbox = mailbox(1, 4);
+        let full: Vec<_> =
+            (1..=6).map(|revision| is_full(&mailbox.push(events(0, revision, &[1])))).collect();
         assert_eq!(full, [false, false, false, false, true, true]);
         let drained: Vec<_> = (1..=6).map(|_| got(&mailbox)).collect();
         assert_eq!(drained, [(1, false), (2, false), (3, false), (4, true), (5, false), (6, false)]);
-        assert!(read(&mailbox).is_pending());
+        assert!(matches!(read(&mailbox), (Poll::Pending, false)));
     }
 
     #[test]
     fn it_stays_full_until_it_is_drained() {
-        let mailbox = Mailbox::new(2, 4);
+        let mailbox = mailbox(2, 4);
         for revision in 1..=5 {
             mailbox.push(events(0, revision, &[1]));
         }
         (1..=2).for_each(|revision| assert_eq!(got(&mailbox), (revision, false)));
         // Below its limit again, but what was held back for it still waits.
-        assert!(mailbox.push(events(1, 6, &[1])));
+        assert!(is_full(&mailbox.push(events(1, 6, &[1]))));
         assert_eq!([got(&mailbox), got(&mailbox)], [(3, false), (4, true)]);
     }
 
     #[test]
     fn a_few_large_events_fill_it_too() {
-        let mailbox = Mailbox::new(1, 1024);
-        assert!(!mailbox.push(events(0, 1, &[MOST_BYTES / 2])));
-        assert!(mailbox.push(events(0, 2, &[MOST_BYTES / 2])));
+        let mailbox = mailbox(1, 1024);
+        assert!(!is_full(&mailbox.push(events(0, 1, &[MOST_BYTES / 2]))));
+        assert!(is_full(&mailbox.push(events(0, 2, &[MOST_BYTES / 2]))));
         assert_eq!(got(&mailbox), (1, false), "bytes beside the values still count");
         assert_eq!(got(&mailbox), (2, true));
     }
 
     #[test]
     fn reports_that_nobody_reads_do_not_pile_up() {
-        let mailbox = Mailbox::new(2, 8);
+        let mailbox = mailbox(2, 8);
         for revision in 1..=100 {
-            assert!(!mailbox.push(events(0, revision, &[])));
+            assert!(!is_full(&mailbox.push(events(0, revision, &[]))));
         }
-        assert!(!mailbox.push(events(1, 101, &[])));
-        assert!(!mailbox.push(events(1, 102, &[1])));
+        assert!(!is_full(&mailbox.push(events(1, 101, &[]))));
+        assert!(!is_full(&mailbox.push(events(1, 102, &[1]))));
         assert_eq!((got(&mailbox).0, got(&mailbox).0), (100, 102));
-        assert!(read(&mailbox).is_pending());
+        assert!(matches!(read(&mailbox), (Poll::Pending, false)));
         let state = mailbox.lock();
         assert_eq!((state.events, state.bytes), (0, 0));
     }
 
     #[test]
     fn the_end_comes_after_what_was_left_and_stays() {
-        let mailbox = Mailbox::new(1, 8);
+        let mailbox = mailbox(1, 8);
         mailbox.push(events(0, 1, &[1]));
         let cause = std::io::Error::other("the cause");
         let error = Error::new(ErrorKind::NoLeader, Outcome::NotApplied).at("Watch/Watch").because(cause);
@@ -237,7 +298,7 @@ mod tests {
         mailbox.end(&Arc::new(Error::protocol("a later end", Outcome::NotApplied)));
         assert_eq!(got(&mailbox).0, 1);
         for _ in 0..3 {
-            let Poll::Ready(Err(error)) = read(&mailbox) else { panic!("not ended") };
+            let (Poll::Ready(Err(error)), _) = read(&mailbox) else { panic!("not ended") };
             assert_eq!((error.kind(), error.rpc()), (&ErrorKind::NoLeader, Some("Watch/Watch")));
             assert_eq!(error.source().expect("a source").to_string(), "the cause");
         }
@@ -245,11 +306,41 @@ mod tests {
 
     #[test]
     fn created_waits_for_every_target() {
-        let mailbox = Mailbox::new(2, 8);
+        let mailbox = mailbox(2, 8);
         let created = |mailbox: &Mailbox| mailbox.poll_created(&mut Context::from_waker(Waker::noop()));
         mailbox.acknowledge(9);
         assert!(created(&mailbox).is_pending());
         mailbox.acknowledge(7);
         assert!(matches!(created(&mailbox), Poll::Ready(Ok(9))));
+    }
+
+    /// Ten thousand watchers that were slow held 16 MiB each: 160 GB. What is over the bound stays on the server, and each
+    /// reader gets its events all the same, one delivery after the other.
+    #[test]
+    fn all_mailboxes_together_hold_no_more_than_their_budget() {
+        let budget = Budget::new(1 << 20);
+        let mailboxes: Vec<_> = (0..100).map(|_| Mailbox::new(1, 1024, budget.clone())).collect();
+        let held = || budget.held.load(Ordering::Relaxed);
+        let mut refused = 0;
+        for revision in 1..=4 {
+            for mailbox in &mailboxes {
+                match mailbox.push(events(0, revision, &[10_000])) {
+                    Pushed::Refused(_) => refused += 1,
+                    pushed => assert_eq!(pushed, Pushed::Taken),
+                }
+                assert!(held() <= 1 << 20);
+            }
+        }
+        assert!(refused >= 290, "{refused}");
+        // Whose reader waits gets what comes, however much the others hold; that it waits lets it go on.
+        let last = &mailboxes[99];
+        while matches!(read(last), (Poll::Ready(_), _)) {}
+        assert!(matches!(last.push(events(0, 7, &[1 << 20])), Pushed::Taken | Pushed::Full));
+        assert_eq!(got(last).0, 7);
+        assert_eq!(last.push(events(0, 8, &[1 << 20])), Pushed::Refused(0));
+        assert!(matches!(read(last), (Poll::Pending, true)));
+        assert!(matches!(read(last), (Poll::Pending, false)));
+        drop(mailboxes);
+        assert_eq!(held(), 0);
     }
 }

@@ -11,6 +11,7 @@ mod pulse;
 mod table;
 #[cfg(test)]
 mod testing;
+mod trials;
 #[cfg(test)]
 mod wire;
 
@@ -145,7 +146,8 @@ impl Watch {
     }
 
     /// How many events may wait to be read, 1,024 by default and at least 1; 16 MiB of them at most. When more
-    /// wait, the watch pauses on the server, and goes on from there when half of them are read: nothing is lost.
+    /// wait, the watch pauses on the server, and goes on from there when half of them are read: nothing is lost. All
+    /// watches of a client together hold 256 MiB at most; what is over that waits on the server until it is asked for.
     #[must_use]
     pub fn buffer(mut self, events: usize) -> Self {
         self.buffer = events.max(1);
@@ -248,6 +250,8 @@ impl Watcher {
     /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) for an empty key or range, or a negative revision.
     /// [`Protocol`](crate::ErrorKind::Protocol) where the server's answers make no sense.
     /// [`Lost`](crate::ErrorKind::Lost) when the client's runtime ended.
+    /// What a watch's own answers break the client's stream with, where they have done so five times in a row at one
+    /// event and the stream was well without them (one that is too large for a proxy on the way, say).
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing: what it would have returned is there for the next call.
@@ -256,11 +260,11 @@ impl Watcher {
     }
 
     fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Events>> {
-        let (events, drained) = ready!(self.mailbox.poll_events(cx))?;
+        let (events, drained) = self.mailbox.poll_events(cx);
         if drained {
             self.tell(Command::Drained(self.id));
         }
-        Poll::Ready(Ok(events))
+        events
     }
 
     fn tell(&self, command: Command) {

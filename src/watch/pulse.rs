@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 /// When the stream was last heard, and since when an answer is due.
 #[derive(Debug)]
 pub(super) struct Pulse {
+    opened: Instant,
     heard: Instant,
+    /// How long an answer may take.
+    patience: Duration,
     /// Since when the oldest unanswered create is the next to be answered.
     waiting: Option<Instant>,
 }
@@ -26,8 +29,15 @@ pub(super) enum Beat {
 }
 
 impl Pulse {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { heard: now, waiting: None }
+    /// Of a stream that is opened after so many in a row whose answers did not come in time: one that is large takes
+    /// long on a slow line, and nothing is heard while it is on its way.
+    pub(super) fn new(now: Instant, deaths: u32) -> Self {
+        Self { opened: now, heard: now, patience: ANSWER * (1 << deaths.min(MOST_DOUBLINGS)), waiting: None }
+    }
+
+    /// For how long something was heard.
+    pub(super) fn lived(&self) -> Duration {
+        self.heard - self.opened
     }
 
     /// Something that will be answered was sent.
@@ -48,7 +58,7 @@ impl Pulse {
 
     /// When to look again.
     pub(super) fn due(&self) -> Instant {
-        self.waiting.map_or(self.heard + SILENCE, |waiting| waiting + ANSWER)
+        self.waiting.map_or(self.heard + SILENCE, |waiting| waiting + self.patience)
     }
 
     /// Looks.
@@ -71,8 +81,10 @@ impl Pulse {
 
 /// How long a stream may be silent before it is asked.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long an answer may take.
+/// How long an answer may take at first.
 const ANSWER: Duration = Duration::from_secs(5);
+/// At most 80 s.
+const MOST_DOUBLINGS: u32 = 4;
 /// A look that comes so much too late says that the clock ran on without this task.
 const STALL: Duration = Duration::from_secs(1);
 
@@ -87,7 +99,7 @@ mod tests {
     #[test]
     fn silence_is_asked_and_then_dead() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(start);
+        let mut pulse = Pulse::new(start, 0);
         assert_eq!(pulse.beat(start + s(9)), Beat::Well);
         assert_eq!(pulse.beat(start + s(10)), Beat::Ask);
         pulse.asked(start + s(10));
@@ -98,7 +110,7 @@ mod tests {
     #[test]
     fn events_do_not_make_up_for_an_answer() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(start);
+        let mut pulse = Pulse::new(start, 0);
         pulse.asked(start);
         pulse.heard(start + s(4));
         assert_eq!(pulse.beat(start + s(5)), Beat::Dead);
@@ -107,7 +119,7 @@ mod tests {
     #[test]
     fn a_long_queue_of_answers_is_no_dead_stream() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(start);
+        let mut pulse = Pulse::new(start, 0);
         for at in 0..60 {
             pulse.asked(start + s(at));
             assert_eq!(pulse.beat(start + s(at)), Beat::Well);
@@ -117,10 +129,22 @@ mod tests {
         assert_eq!(pulse.due(), start + s(70));
     }
 
+    /// Two megabytes on a line that took a minute for them were cut off after 15 s, again and again.
+    #[test]
+    fn after_each_death_an_answer_may_take_longer_up_to_a_bound() {
+        let start = Instant::now();
+        for (deaths, patience) in [(0, 5), (1, 10), (2, 20), (4, 80), (100, 80)] {
+            let mut pulse = Pulse::new(start, deaths);
+            pulse.asked(start);
+            assert_eq!(pulse.beat(start + s(patience - 1)), Beat::Well);
+            assert_eq!(pulse.beat(start + s(patience)), Beat::Dead);
+        }
+    }
+
     #[test]
     fn a_process_that_stood_still_looks_again() {
         let start = Instant::now();
-        let mut pulse = Pulse::new(start);
+        let mut pulse = Pulse::new(start, 0);
         pulse.asked(start);
         assert_eq!(pulse.beat(start + s(60)), Beat::Well);
         assert_eq!(pulse.beat(start + s(65)), Beat::Dead);

@@ -5,16 +5,19 @@
 //! id. Creates are answered in the order in which they were sent; a refusal often carries no id, so it is the
 //! oldest unanswered create that was refused.
 
+mod requests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cursor::{Cursor, Fault};
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, Pushed};
+use super::trials::{Next, Trials};
 use super::{Events, Target, Watch};
 use crate::error::{Error, ErrorKind, Outcome};
 use crate::pb::etcdserverpb as pb;
-use pb::watch_create_request::FilterType;
-use pb::watch_request::RequestUnion;
+use requests::{cancel, create};
 
 #[derive(Default)]
 pub(super) struct Table {
@@ -29,6 +32,10 @@ pub(super) struct Table {
     open: bool,
     /// What is to be written to it.
     outbox: Vec<pb::WatchRequest>,
+    /// Whose answers it is that break streams.
+    trials: Trials,
+    /// The last watch id that was asked for before the present step of a trial.
+    tried: i64,
 }
 
 struct Entry {
@@ -47,8 +54,8 @@ struct Row {
     acknowledged: bool,
     /// Held back until its watcher has read.
     parked: bool,
-    /// How often in a row it was refused for its token.
-    refused: u8,
+    /// It was told something on this stream.
+    moved: bool,
 }
 
 /// Which row of which watcher.
@@ -107,7 +114,7 @@ impl Table {
             wire: None,
             acknowledged: false,
             parked: false,
-            refused: 0,
+            moved: false,
         };
         let rows = watch.targets.into_iter().map(row).collect();
         self.watchers.insert(id, Entry { mailbox, rows, needs_leader: watch.needs_leader });
@@ -138,11 +145,43 @@ impl Table {
             // Servers send nothing at all on a stream, not even its head, before they are asked something.
             self.probe();
         }
+        self.tried = self.last_id;
+    }
+
+    /// The stream broke, soon after it had been opened or not. Ends the watcher whose answers it is that break one stream
+    /// after another.
+    pub(super) fn broke(&mut self, soon: bool, error: &Arc<Error>) {
+        // What breaks the stream whenever it comes is what a watch is told first.
+        let stuck = |entry: &Entry| entry.rows.iter().any(|row| !row.moved);
+        let all = self.watchers.iter().filter(|(_, entry)| stuck(entry)).map(|(id, _)| *id);
+        if let Some(culprit) = self.trials.broke(soon, || all.collect()) {
+            tracing::warn!(%error, "one watch's answers break every stream: it is ended");
+            self.end(culprit, error);
+        }
+    }
+
+    /// How long the stream is to be well until [`advance`](Self::advance) is called; none where there is no need to.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        self.trials.pause().filter(|_| self.open)
+    }
+
+    /// The stream has been well for so long: more goes onto it.
+    pub(super) fn advance(&mut self) {
+        if !self.open || self.asked.front().is_some_and(|asked| *asked <= self.tried) {
+            return;
+        }
+        match self.trials.advance() {
+            Next::Create(group) => group.into_iter().for_each(|id| self.create_missing(id)),
+            Next::Probe => self.probe(),
+            Next::Wait => {}
+        }
+        self.tried = self.last_id;
     }
 
     /// The stream is gone, and every watch with it.
     pub(super) fn closed(&mut self) {
         self.open = false;
+        self.trials.closed();
         self.outbox.clear();
         self.asked.clear();
         for place in std::mem::take(&mut self.wire).into_values() {
@@ -179,11 +218,14 @@ impl Table {
         }
         if response.canceled {
             let Some(place) = self.wire.get(&id).copied() else { return Turn::Heard };
-            let error = match response.compact_revision {
-                0 => judge(&response.cancel_reason).0,
-                revision => compacted(revision),
+            let (error, mends) = match response.compact_revision {
+                0 => judge(&response.cancel_reason),
+                revision => (compacted(revision), false),
             };
             self.forget(id);
+            if mends {
+                return Turn::Reopen;
+            }
             self.end(place.watcher, &Arc::new(error));
             return Turn::Heard;
         }
@@ -209,7 +251,6 @@ impl Table {
         let row = &mut entry.rows[place.target];
         match row.cursor.created(response.header.as_ref()) {
             Ok(revision) => {
-                row.refused = 0;
                 if !std::mem::replace(&mut row.acknowledged, true) {
                     entry.mailbox.acknowledge(revision);
                 }
@@ -226,8 +267,9 @@ impl Table {
         // A probe that is refused, its token having run out, has been answered all the same.
         let Some(place) = self.forget(asked) else { return refused };
         let (error, mends) = judge(&response.cancel_reason);
-        if let Some(row) = row(&mut self.watchers, place).filter(|row| mends && row.refused < MOST_REFUSALS) {
-            row.refused += 1;
+        if mends {
+            // However often in a row: users and roles may be edited all the time. What no other token mends, a user
+            // that is gone or a password that is wrong, is said when one is asked for.
             return Turn::Reopen;
         }
         self.end(place.watcher, &Arc::new(error));
@@ -249,16 +291,24 @@ impl Table {
         if batch.events.is_empty() && !row.target.progress {
             return;
         }
+        row.moved |= !batch.events.is_empty();
         let events = Events { target: place.target, revision: batch.revision, events: batch.events };
-        if entry.mailbox.push(events) {
-            row.parked = true;
-            self.forget(id);
-            self.outbox.push(cancel(id));
+        match entry.mailbox.push(events) {
+            Pushed::Taken => return,
+            Pushed::Full => {}
+            // It comes again when there is room.
+            Pushed::Refused(revision) => row.cursor.rewind(revision),
         }
+        row.parked = true;
+        self.forget(id);
+        self.outbox.push(cancel(id));
     }
 
     /// Creates what the watcher wants and the server has not.
     fn create_missing(&mut self, watcher: u64) {
+        if self.trials.holds(watcher) {
+            return;
+        }
         let Some(entry) = self.watchers.get_mut(&watcher).filter(|_| self.open) else { return };
         for (target, row) in entry.rows.iter_mut().enumerate() {
             if row.wire.is_none() && !row.parked {
@@ -266,7 +316,7 @@ impl Table {
                 self.outbox.push(create(self.last_id, &row.target, row.cursor.start()));
                 self.asked.push_back(self.last_id);
                 self.wire.insert(self.last_id, Place { watcher, target });
-                row.wire = Some(self.last_id);
+                (row.wire, row.moved) = (Some(self.last_id), false);
             }
         }
     }
@@ -297,6 +347,7 @@ impl Table {
     /// Takes a watcher out, and cancels what the server has of it.
     fn take(&mut self, watcher: u64) -> Option<Entry> {
         let entry = self.watchers.remove(&watcher)?;
+        self.trials.forget(watcher);
         for id in entry.rows.iter().filter_map(|row| row.wire) {
             self.wire.remove(&id);
             self.outbox.push(cancel(id));
@@ -307,28 +358,6 @@ impl Table {
 
 fn row(watchers: &mut BTreeMap<u64, Entry>, place: Place) -> Option<&mut Row> {
     watchers.get_mut(&place.watcher)?.rows.get_mut(place.target)
-}
-
-fn create(id: i64, target: &Target, start_revision: i64) -> pb::WatchRequest {
-    let filters = [(target.no_put, FilterType::Noput), (target.no_delete, FilterType::Nodelete)];
-    let create = pb::WatchCreateRequest {
-        key: target.key.clone(),
-        range_end: target.end.clone(),
-        start_revision,
-        // Only where it is asked for: members make the reports one by one on the path of the events, and each costs
-        // them a read transaction. With 20,000 watches on a stream nothing else goes out for seconds.
-        progress_notify: target.progress,
-        filters: filters.into_iter().filter(|(wanted, _)| *wanted).map(|(_, filter)| filter.into()).collect(),
-        prev_kv: target.prev_kv,
-        watch_id: id,
-        fragment: true,
-    };
-    pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
-}
-
-fn cancel(watch_id: i64) -> pb::WatchRequest {
-    let cancel = pb::WatchCancelRequest { watch_id };
-    pb::WatchRequest { request_union: Some(RequestUnion::CancelRequest(cancel)) }
 }
 
 fn compacted(revision: i64) -> Error {
@@ -346,8 +375,6 @@ impl From<Fault> for Error {
 }
 
 pub(super) const RPC: &str = "Watch/Watch";
-/// How often in a row a watch is tried with a new token.
-const MOST_REFUSALS: u8 = 2;
 
 #[cfg(test)]
 mod model;

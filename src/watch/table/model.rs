@@ -6,7 +6,9 @@ use std::task::{Context, Poll, Waker};
 use proptest::prelude::*;
 
 use super::*;
+use crate::watch::mailbox::Budget;
 use crate::watch::testing::{answer, puts};
+use pb::watch_request::RequestUnion;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -124,6 +126,7 @@ struct World {
     server: Server,
     clients: BTreeMap<u64, Client>,
     next: u64,
+    budget: Arc<Budget>,
 }
 
 impl World {
@@ -131,7 +134,9 @@ impl World {
         let mut table = Table::new(0);
         table.opened();
         let server = Server { history: vec!["start"], ..Server::default() };
-        Self { table, server, clients: BTreeMap::new(), next: 0 }
+        // So little that it is often used up.
+        let budget = Budget::new(1000);
+        Self { table, server, clients: BTreeMap::new(), next: 0, budget }
     }
 
     fn nth(&self, nth: usize) -> Option<u64> {
@@ -145,7 +150,7 @@ impl World {
                 let keys: Vec<_> = keys.into_iter().map(|key| KEYS[key]).collect();
                 let watch = keys.iter().map(Watch::key).reduce(Watch::and).expect("a key");
                 let watch = Watch { buffer, ..watch.from_revision(from) };
-                let mailbox = Arc::new(Mailbox::new(keys.len(), buffer));
+                let mailbox = Arc::new(Mailbox::new(keys.len(), buffer, self.budget.clone()));
                 let read = vec![Vec::new(); keys.len()];
                 self.clients
                     .insert(self.next, Client { mailbox: mailbox.clone(), keys, from, read, ended: false });
@@ -187,14 +192,15 @@ impl World {
     /// Reads one delivery. False where there is none.
     fn read(&mut self, id: u64) -> bool {
         let client = self.clients.get_mut(&id).expect("a client");
-        match client.mailbox.poll_events(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok((events, drained))) => {
+        let (events, drained) = client.mailbox.poll_events(&mut Context::from_waker(Waker::noop()));
+        if drained {
+            self.table.drained(id);
+        }
+        match events {
+            Poll::Ready(Ok(events)) => {
                 let revisions =
                     events.events.iter().map(|event| event.kv.as_ref().expect("a key").mod_revision);
                 client.read[events.target].extend(revisions);
-                if drained {
-                    self.table.drained(id);
-                }
                 true
             }
             Poll::Ready(Err(error)) => {
