@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::key::is_contender;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::txn::by_age;
@@ -151,7 +152,8 @@ impl Election {
         Ok(Leadership::new(place.ok_or_else(|| Error::new(ErrorKind::NotLeader, Outcome::NotApplied))?))
     }
 
-    /// Who leads now; None when nobody stands for election. One RPC. Go's `Leader`.
+    /// Who leads now; None when nobody stands for election. One RPC, and one more where a key that no candidate put (one
+    /// that is not of the layout above) is older than the leader's. Go's `Leader`.
     ///
     /// # Errors
     /// Whatever keeps the server from answering until the client's request timeout.
@@ -159,7 +161,11 @@ impl Election {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn leader(&self) -> Result<Option<Candidate>> {
-        Ok(self.read(1).await?.pop())
+        match &self.read(1).await?[..] {
+            // A key that no candidate put is in the way: who comes after it?
+            [first] if !self.is_candidate(first) => Ok(self.contenders().await?.into_iter().next()),
+            first => Ok(first.first().cloned().map(Candidate::from)),
+        }
     }
 
     /// All who stand for election: the leader, then those who wait, in their order. One RPC.
@@ -170,12 +176,13 @@ impl Election {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn contenders(&self) -> Result<Vec<Candidate>> {
-        self.read(0).await
+        let all = self.read(0).await?.into_iter();
+        Ok(all.filter(|kv| self.is_candidate(kv)).map(Candidate::from).collect())
     }
 
     /// Follows the election: who leads now, then every change of the leader or of its value, and every empty seat
     /// (None). One RPC at the start, none per change; reconnects and compactions are outlived. Nothing is sent before
-    /// the first item is asked for.
+    /// the first item is asked for. What a compaction left out is counted, see [`Observer::gaps`].
     ///
     /// It ends with an error when the election's session is lost, or watching is refused. Go's `Observe`.
     pub fn observe(&self) -> Observer {
@@ -187,10 +194,11 @@ impl Election {
     ///
     /// When the leadership is lost the work is dropped, wherever it waits: it must not have handed on what it does to
     /// other tasks; [`lead_cooperative`](Self::lead_cooperative) tells it instead. The seat is given up after the work
-    /// has ended. Work whose leadership was lost just as it ended is done again.
+    /// has ended, also where clones of the leadership were kept. Work whose leadership was lost just as it ended is done
+    /// again.
     ///
     /// Where the session was lost, another is opened with the same settings; it is closed at the end. Between terms
-    /// there is a pause, which grows from 25 ms to 1 s while nothing succeeds.
+    /// there is a pause, which grows from 25 ms to 1 s while no term lasts.
     ///
     /// ```
     /// # use etcd_concurrency::{Election, Op, Session, fake::FakeEtcd};
@@ -206,8 +214,9 @@ impl Election {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] when the session was closed or orphaned, or its parent token cancelled. What no repetition
-    /// mends: no permission, an unknown user. Anything else is tried again.
+    /// [`ErrorKind::Lost`] when the session was closed or orphaned, or its parent token cancelled. What no time mends: no
+    /// permission, an unknown user, a wrong password, a request that the server refuses as it is. Anything else, a full
+    /// database and a token that is refused again and again among it, is tried again.
     ///
     /// # Cancel safety
     /// Dropping the future drops the work, and gives the seat up in the background.
@@ -218,13 +227,14 @@ impl Election {
     {
         let mut terms = Terms::new(self, value.into());
         loop {
-            let leadership = terms.next().await?;
+            let term = terms.next().await?;
+            let leadership = term.leadership();
             match leadership.owned().run(work(leadership.clone())).await {
                 Ok(done) => {
                     terms.end().await;
                     return Ok(done);
                 }
-                Err(error) => terms.lost(error).await?,
+                Err(error) => terms.lost(term, error).await?,
             }
         }
     }
@@ -244,13 +254,14 @@ impl Election {
     {
         let mut terms = Terms::new(self, value.into());
         loop {
-            let leadership = terms.next().await?;
+            let term = terms.next().await?;
+            let leadership = term.leadership();
             match leadership.owned().run_cooperative(|told| work(leadership.clone(), told)).await {
                 Ok(done) => {
                     terms.end().await;
                     return Ok(done);
                 }
-                Err(error) => terms.lost(error).await?,
+                Err(error) => terms.lost(term, error).await?,
             }
         }
     }
@@ -260,10 +271,13 @@ impl Election {
         Self::new(session, &self.name)
     }
 
-    async fn read(&self, limit: i64) -> Result<Vec<Candidate>> {
+    async fn read(&self, limit: i64) -> Result<Vec<KeyValue>> {
         let request = by_age(self.list.prefix(), limit);
-        let range = self.session().client().transport().range(request).await?;
-        Ok(range.kvs.into_iter().map(Candidate::from).collect())
+        Ok(self.session().client().transport().range(request).await?.kvs)
+    }
+
+    fn is_candidate(&self, kv: &KeyValue) -> bool {
+        is_contender(self.list.prefix(), &kv.key)
     }
 }
 

@@ -8,11 +8,27 @@ use super::{Election, Leadership};
 use crate::error::Result;
 use crate::session::renew::Renewing;
 
+/// One term. When it is over, the seat is given up, whatever the user still holds of the leadership: the next campaign
+/// waits for the turn that goes with it.
+pub(super) struct Term(Arc<Leadership>);
+
 /// The terms of one candidate.
 pub(super) struct Terms {
     election: Election,
     sessions: Renewing,
     value: Bytes,
+}
+
+impl Term {
+    pub(super) fn leadership(&self) -> &Arc<Leadership> {
+        &self.0
+    }
+}
+
+impl Drop for Term {
+    fn drop(&mut self) {
+        self.0.owned().let_go();
+    }
 }
 
 impl Terms {
@@ -21,12 +37,12 @@ impl Terms {
     }
 
     /// Waits until elected.
-    pub(super) async fn next(&mut self) -> Result<Arc<Leadership>> {
+    pub(super) async fn next(&mut self) -> Result<Term> {
         loop {
             match self.campaign().await {
                 Ok(leadership) => {
                     self.sessions.well();
-                    return Ok(Arc::new(leadership));
+                    return Ok(Term(Arc::new(leadership)));
                 }
                 Err(error) => self.sessions.after(error).await?,
             }
@@ -34,7 +50,8 @@ impl Terms {
     }
 
     /// After a term that was lost: there may be another.
-    pub(super) async fn lost(&mut self, error: crate::Error) -> Result<()> {
+    pub(super) async fn lost(&mut self, term: Term, error: crate::Error) -> Result<()> {
+        drop(term);
         self.sessions.after(error).await
     }
 

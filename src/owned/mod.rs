@@ -197,8 +197,9 @@ impl Owned {
     }
 }
 
-impl Drop for Owned {
-    fn drop(&mut self) {
+impl Owned {
+    /// Gives the keys up, in the background where they stand: also while others still share this.
+    pub(crate) fn let_go(&self) {
         // Of several keys that fell for one of them, the others are there yet.
         let stands = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
         let token = self.fence().token();
@@ -209,6 +210,12 @@ impl Drop for Owned {
             // The session's end takes all keys along; but where somebody else deleted ours, a put of ours may follow.
             leave.left();
         }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 

@@ -1,21 +1,27 @@
 //! Going on over the loss of sessions.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::Session;
-use crate::error::{Error, ErrorKind, LostReason, Result};
-use crate::transport::retry::{Backoff, may_pass};
+use crate::error::{Error, LostReason, Result};
+use crate::transport::retry::Backoff;
 
 /// A session, and after its loss another with the same settings.
 #[derive(Debug)]
 pub(crate) struct Renewing {
     session: Session,
     backoff: Backoff,
+    /// Since when it goes well.
+    well: Option<Instant>,
     /// The session is one that was opened here, and is closed here.
     own: bool,
 }
 
 impl Renewing {
     pub(crate) fn new(session: &Session) -> Self {
-        Self { session: session.clone(), backoff: Backoff::default(), own: false }
+        Self { session: session.clone(), backoff: Backoff::default(), well: None, own: false }
     }
 
     /// A session that is not known to be lost: the last one, or another.
@@ -34,21 +40,22 @@ impl Renewing {
         Ok(self.session.clone())
     }
 
-    /// It goes well: the next trouble begins with a short pause.
+    /// It goes well. When it has for a while, the next trouble begins with a short pause again.
     pub(crate) fn well(&mut self) {
-        self.backoff.reset();
+        self.well.get_or_insert_with(Instant::now);
     }
 
-    /// Waits a moment where it may go better next time, or gives the error back.
+    /// Waits a moment, since it may go better next time; what no time mends is given back.
     pub(crate) async fn after(&mut self, error: Error) -> Result<()> {
         let ended = self.session.lease_handle().lost_reason();
         if let Some(reason) = ended.filter(|reason| is_wanted(*reason)) {
             return Err(Error::from(reason).because(error));
         }
-        match error.kind() {
-            ErrorKind::Lost(_) | ErrorKind::Fenced | ErrorKind::LeaseNotFound => {}
-            kind if may_pass(kind) => {}
-            _ => return Err(error),
+        if self.session.client().transport().is_final(error.kind()) {
+            return Err(error);
+        }
+        if self.well.take().is_some_and(|since| since.elapsed() >= A_WHILE) {
+            self.backoff.reset();
         }
         tracing::debug!(%error, "not for now; trying again");
         tokio::time::sleep(self.backoff.next()).await;
@@ -64,6 +71,9 @@ impl Renewing {
         }
     }
 }
+
+/// What is lost sooner than this is not to be had again at once, over and over.
+const A_WHILE: Duration = Duration::from_secs(5);
 
 /// Whoever ended the session wanted it ended.
 fn is_wanted(reason: LostReason) -> bool {

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{Leadership, LostReason, Op, Session, Txn};
+use etcd_concurrency::{Client, Leadership, LostReason, Op, Session, Txn};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::election;
 use crate::support::backend::on_every_backend;
@@ -128,6 +129,62 @@ on_every_backend! {
         assert_eq!(all.len(), 20, "each term has a token of its own");
     }
 
+    /// The work kept clones of its leadership. After the first loss of the key the client never campaigned again: the clone
+    /// held the session's turn.
+    async fn a_clone_that_is_kept_is_in_the_way_of_no_later_term(backend: Backend) {
+        let (name, client) = (backend.key("seat"), backend.client());
+        let session = session(&client).await;
+        let kept = Arc::new(std::sync::Mutex::new(Vec::<Arc<Leadership>>::new()));
+        let work = |kept: Arc<std::sync::Mutex<Vec<Arc<Leadership>>>>, client: Client| {
+            move |leadership: Arc<Leadership>| {
+                let term = {
+                    let mut kept = kept.lock().unwrap();
+                    kept.push(leadership.clone());
+                    kept.len()
+                };
+                let client = client.clone();
+                async move {
+                    if term % 4 != 0 {
+                        drop(client.txn(Txn::new().success(Op::delete(leadership.key().clone()))).await);
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
+        };
+        let election = election(&session, &name);
+        let led = election.lead("me", work(kept.clone(), client.clone()));
+        tokio::time::timeout(S(60), led).await.expect("four terms").unwrap();
+        let told = |told: CancellationToken| async move { told.cancelled().await };
+        let again = work(kept.clone(), client.clone());
+        let led = election.lead_cooperative("me", |leadership, token| {
+            let work = again(leadership);
+            async move {
+                tokio::select! {
+                    () = work => {}
+                    () = told(token) => {}
+                }
+            }
+        });
+        tokio::time::timeout(S(60), led).await.expect("four terms").unwrap();
+        let kept = std::mem::take(&mut *kept.lock().unwrap());
+        assert_eq!(kept.len(), 8);
+        assert!(kept.iter().all(|leadership| !leadership.is_valid()));
+        assert_eq!(queue(&client, &name).await, 0);
+        // Nor does it keep the seat when the future is dropped.
+        let (leads, led) = tokio::sync::oneshot::channel();
+        let mut leads = Some(leads);
+        let leading = election.lead("me", |leadership| {
+            leads.take().expect("one term").send(leadership).expect("somebody waits");
+            std::future::pending::<()>()
+        });
+        let last = tokio::select! {
+            led = leading => panic!("{led:?}"),
+            leadership = led => leadership.unwrap(),
+        };
+        assert_eq!(last.lost().await, LostReason::Released);
+        until_queue(&client, &name, 0).await;
+    }
+
     async fn dropping_it_gives_the_seat_up(backend: Backend) {
         let (name, client) = (backend.key("seat"), backend.client());
         let session = session(&client).await;
@@ -190,6 +247,49 @@ async fn a_refusal_ends_it() {
     let error = election(&session, "seat").lead("a", |_| async {}).await.unwrap_err();
     assert_eq!(*error.kind(), etcd_concurrency::ErrorKind::PermissionDenied);
     assert_eq!(fault.hits(), 1);
+}
+
+/// What time mends is waited out, however often in a row it comes: a token that is refused while users are edited (twice
+/// ended it), a full database, a balancer that has no server.
+#[tokio::test(start_paused = true)]
+async fn refusals_in_a_row_are_waited_out() {
+    use tonic::Status;
+    let said = [
+        Status::unauthenticated("etcdserver: invalid auth token"),
+        Status::invalid_argument("etcdserver: revision of auth store is old"),
+        Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
+        Status::unavailable("grpc-status header missing, mapped from HTTP status code 502"),
+        Status::unknown("grpc-status header missing, mapped from HTTP status code 500"),
+    ];
+    for status in said {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        let fault = fake.fault(On::rpc(Rpc::Txn).times(40), Do::fail(status.clone()));
+        let election = election(&session, "seat");
+        let led = tokio::time::timeout(S(600), election.lead("a", |_| async {})).await;
+        led.unwrap_or_else(|_| panic!("{status}")).unwrap_or_else(|error| panic!("{status}: {error:?}"));
+        assert_eq!(fault.hits(), 40, "{status}");
+    }
+}
+
+/// A third party deletes each leader's key at once: it is not campaigned for forty times a second.
+#[tokio::test(start_paused = true)]
+async fn a_seat_that_never_lasts_is_asked_for_with_growing_pauses() {
+    let fake = FakeEtcd::start();
+    let (client, session) = (fake.client(), Session::open(&fake.client()).await.unwrap());
+    let terms = Arc::new(AtomicUsize::new(0));
+    let (counted, election) = (terms.clone(), election(&session, "seat"));
+    let leading = election.lead("a", move |leadership| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let client = client.clone();
+        async move {
+            drop(client.txn(Txn::new().success(Op::delete(leadership.key().clone()))).await);
+            std::future::pending::<()>().await
+        }
+    });
+    tokio::time::timeout(S(60), leading).await.expect_err("it goes on");
+    let terms = terms.load(Ordering::SeqCst);
+    assert!((30..150).contains(&terms), "{terms}");
 }
 
 /// An outage of an hour: the pauses grow no longer than a second, and the seat is had right after it.
