@@ -11,6 +11,9 @@ use crate::error::Result;
 pub(crate) trait Step: Send + 'static {
     type Item: 'static;
 
+    /// In how many places up to the last item something may be missing.
+    fn gaps(&self) -> u64;
+
     fn step(&mut self) -> impl Future<Output = Result<Self::Item>> + Send;
 }
 
@@ -19,11 +22,17 @@ pub(crate) struct Steps<S: Step> {
     step: ReusableBoxFuture<'static, (S, Result<S::Item>)>,
     /// An error was told.
     done: bool,
+    gaps: u64,
 }
 
 impl<S: Step> Steps<S> {
     pub(crate) fn new(first: S) -> Self {
-        Self { step: ReusableBoxFuture::new(one(first)), done: false }
+        Self { step: ReusableBoxFuture::new(one(first)), done: false, gaps: 0 }
+    }
+
+    /// In how many places up to the last item something may be missing.
+    pub(crate) fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     /// The next item; after an error it waits for ever.
@@ -40,7 +49,7 @@ impl<S: Step> Steps<S> {
             return Poll::Ready(None);
         }
         let (state, item) = ready!(self.step.poll(context));
-        self.done = item.is_err();
+        (self.done, self.gaps) = (item.is_err(), state.gaps());
         if !self.done {
             self.step.set(one(state));
         }

@@ -2,23 +2,32 @@
 //!
 //! The watch starts at "now" and is acknowledged before the read, so nothing falls between the two; what the watch
 //! tells of revisions that the read has seen is passed over. Compaction loses events: it is read anew, and the
-//! difference from the old copy is what has changed.
+//! difference from the old copy is what has changed; that is a gap, since what came and went meanwhile is not seen.
+//!
+//! **Several parts** are several watches, which have no order between them after a broken connection, or when the server
+//! falls behind with one of them. What is decided by two of them must be something that no later event unmakes: a key
+//! that is gone, of its create_revision; never that a key is there still.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod copy;
+
+use std::collections::VecDeque;
 use std::future::pending;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::{prefix_end, unshared};
+use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
-use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::pb::mvccpb::{Event, KeyValue};
 use crate::session::Session;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{self, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch, Watcher, second_look};
+pub(crate) use copy::Change;
+use copy::Copy;
 
 /// A live copy of keys.
 pub(crate) struct View {
@@ -32,26 +41,33 @@ pub(crate) struct View {
     pending: VecDeque<Event>,
     /// When to look whether a deletion was lost.
     look: Option<Instant>,
+    /// A count that differs from what was seen up to then: what is missing is late, or lost.
+    doubt: Option<Doubt>,
     copy: Copy,
+    /// Which keys under the first part count: by its start, and the key.
+    only: fn(&[u8], &[u8]) -> bool,
+    /// It lasts: what keeps the first read from being answered is waited out too.
+    lasts: bool,
+    /// It was read before.
+    was_read: bool,
+    /// How often it was read anew.
+    gaps: u64,
+    /// Pauses between reads that fail.
+    backoff: Backoff,
+    again: Option<Instant>,
 }
 
-/// What became of a key.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Change {
-    /// It is there, and was not.
-    Came(KeyValue),
-    /// It is the same key, written again.
-    Written(KeyValue),
-    /// It was this, and is gone.
-    Went(KeyValue),
+/// So many keys were there at a revision.
+#[derive(Debug)]
+struct Doubt {
+    revision: i64,
+    keys: usize,
 }
 
-/// Keys by the revision that created them: the oldest is the first.
-#[derive(Debug, Default)]
-struct Copy {
-    by_age: BTreeMap<(i64, Bytes), KeyValue>,
-    /// Each key's create_revision.
-    ages: HashMap<Bytes, i64>,
+/// What failed.
+enum Failed {
+    Watch(Error),
+    Read(Error),
 }
 
 impl View {
@@ -71,6 +87,16 @@ impl View {
         self
     }
 
+    /// Of those keys alone of which this says that they count. What follows them lasts: it waits for whatever time mends.
+    pub(crate) fn only(self, only: fn(&[u8], &[u8]) -> bool) -> Self {
+        Self { only, lasts: true, ..self }
+    }
+
+    /// How often it was read anew, since events were lost: what came and went meanwhile was not seen.
+    pub(crate) fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
     /// Waits for the next revision that may have changed something, and applies it; the first call reads what is there.
     ///
     /// Dropping the future loses nothing.
@@ -81,12 +107,26 @@ impl View {
     /// As [`changed`](Self::changed), and tells what has changed: the first call, all that is there.
     pub(crate) async fn changes(&mut self) -> Result<Vec<Change>> {
         loop {
+            if let Some(again) = self.again {
+                sleep_until(again).await;
+                self.again = None;
+            }
             match self.step().await {
-                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                Ok(mut changes) => {
+                    changes.retain(|change| self.counts(change.kv()));
+                    return Ok(changes);
+                }
+                Err(Failed::Watch(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     (self.watcher, self.read_at) = (None, None);
                     self.pending.clear();
                 }
-                other => return other,
+                Err(Failed::Read(error))
+                    if (self.lasts || self.was_read) && !self.client.transport().is_final(error.kind()) =>
+                {
+                    tracing::debug!(%error, "a read failed; trying again");
+                    self.again = Some(Instant::now() + self.backoff.next());
+                }
+                Err(Failed::Watch(error) | Failed::Read(error)) => return Err(error),
             }
         }
     }
@@ -114,7 +154,7 @@ impl View {
 
     /// All keys, those that were created first first.
     pub(crate) fn by_age(&self) -> impl Iterator<Item = &KeyValue> {
-        self.copy.by_age.values()
+        self.copy.by_age.values().filter(|kv| self.counts(kv))
     }
 
     pub(crate) fn get(&self, key: &Bytes) -> Option<&KeyValue> {
@@ -134,16 +174,27 @@ impl View {
             read_at: None,
             pending: VecDeque::new(),
             look: None,
+            doubt: None,
             copy: Copy::default(),
+            only: |_, _| true,
+            lasts: false,
+            was_read: false,
+            gaps: 0,
+            backoff: Backoff::default(),
+            again: None,
         }
     }
 
-    async fn step(&mut self) -> Result<Vec<Change>> {
+    fn counts(&self, kv: &KeyValue) -> bool {
+        (self.only)(&self.parts[0].0, &kv.key)
+    }
+
+    async fn step(&mut self) -> Result<Vec<Change>, Failed> {
         let (client, parts) = (&self.client, &self.parts);
         let watcher = self.watcher.get_or_insert_with(|| client.watch(watch(parts)));
         let Some(read_at) = self.read_at else {
-            watcher.created().await?;
-            return self.read().await;
+            watcher.created().await.map_err(Failed::Watch)?;
+            return self.read().await.map_err(Failed::Read);
         };
         while self.pending.is_empty() {
             let look = async {
@@ -154,13 +205,39 @@ impl View {
             };
             tokio::select! {
                 biased;
-                events = watcher.next() => self.pending.extend(news(events?, read_at)),
+                events = watcher.next() => {
+                    let events = events.map_err(Failed::Watch)?;
+                    // What one watch tells after a revision says that all before it was told.
+                    let told = if events.events.is_empty() { events.revision + 1 } else { first(&events) };
+                    self.pending.extend(news(events, read_at));
+                    if parts.len() == 1 && let Some(doubt) = self.doubt.take_if(|doubt| told > doubt.revision)
+                        && doubt.keys != self.copy.ages.len()
+                    {
+                        self.read_at = None;
+                        return self.read().await.map_err(Failed::Read);
+                    }
+                }
                 () = look => {
                     // Servers before 3.4.36 and 3.5.18 can lose a deletion at the edge of a compaction. One that
-                    // is only late is no harm.
-                    self.look = Some(Instant::now() + second_look());
-                    if count(client, parts).await? != self.copy.ages.len() {
-                        return self.read().await;
+                    // is only late gets some time to come: a read would pass over what happened in between.
+                    match self.doubt.take() {
+                        Some(doubt) if doubt.keys != self.copy.ages.len() => {
+                            self.read_at = None;
+                            return self.read().await.map_err(Failed::Read);
+                        }
+                        Some(_) => self.look = Some(Instant::now() + second_look()),
+                        None => {
+                            // A count that fails is made another time.
+                            self.look = Some(Instant::now() + second_look());
+                            match count(client, parts).await {
+                                Ok((revision, keys)) if keys != self.copy.ages.len() => {
+                                    self.look = Some(Instant::now() + LATE);
+                                    self.doubt = Some(Doubt { revision, keys });
+                                }
+                                Err(error) if client.transport().is_final(error.kind()) => return Err(Failed::Read(error)),
+                                Ok(_) | Err(_) => {}
+                            }
+                        }
                     }
                 }
             }
@@ -173,59 +250,14 @@ impl View {
     async fn read(&mut self) -> Result<Vec<Change>> {
         let (revision, kvs) = read(&self.client, &self.parts).await?;
         (self.read_at, self.look) = (Some(revision), Some(Instant::now() + second_look()));
+        self.gaps += u64::from(std::mem::replace(&mut self.was_read, true));
+        self.doubt = None;
+        self.backoff.reset();
         self.pending.retain(|event| self::revision(event) > revision);
         let mut fresh = Copy::default();
         kvs.into_iter().for_each(|kv| drop(fresh.put(kv)));
         let old = std::mem::replace(&mut self.copy, fresh);
         Ok(self.copy.since(old))
-    }
-}
-
-impl Copy {
-    fn apply(&mut self, event: Event) -> Option<Change> {
-        let kind = event.r#type();
-        let kv = event.kv?;
-        match kind {
-            EventType::Put => Some(match self.put(kv.clone()) {
-                Some(_) => Change::Written(kv),
-                None => Change::Came(kv),
-            }),
-            EventType::Delete => self.remove(&kv.key).map(Change::Went),
-        }
-    }
-
-    /// Gives the same key's last version, if it was there.
-    fn put(&mut self, mut kv: KeyValue) -> Option<KeyValue> {
-        (kv.key, kv.value) = (unshared(&kv.key), unshared(&kv.value));
-        let before = self.remove(&kv.key);
-        self.ages.insert(kv.key.clone(), kv.create_revision);
-        self.by_age.insert((kv.create_revision, kv.key.clone()), kv);
-        before
-    }
-
-    fn remove(&mut self, key: &Bytes) -> Option<KeyValue> {
-        let age = self.ages.remove(key)?;
-        self.by_age.remove(&(age, key.clone()))
-    }
-
-    /// What changed since an earlier copy: those who went, then the others, the oldest first.
-    fn since(&self, old: Self) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let mut stayed = HashMap::new();
-        for (age, kv) in old.by_age {
-            match self.by_age.contains_key(&age) {
-                true => drop(stayed.insert(age, kv.mod_revision)),
-                false => changes.push(Change::Went(kv)),
-            }
-        }
-        for (age, kv) in &self.by_age {
-            match stayed.get(age) {
-                None => changes.push(Change::Came(kv.clone())),
-                Some(written) if *written != kv.mod_revision => changes.push(Change::Written(kv.clone())),
-                Some(_) => {}
-            }
-        }
-        changes
     }
 }
 
@@ -271,74 +303,21 @@ async fn read(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<(i64, Vec<Key
     Ok((revision, answers.into_iter().flat_map(|answer| answer.kvs).collect()))
 }
 
-async fn count(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<usize> {
-    let (_, answers) = range(client, ranges(parts, true)).await?;
-    Ok(answers.iter().map(|answer| usize::try_from(answer.count).unwrap_or_default()).sum())
+/// How many keys there are, and at which revision.
+async fn count(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<(i64, usize)> {
+    let (revision, answers) = range(client, ranges(parts, true)).await?;
+    let keys = answers.iter().map(|answer| usize::try_from(answer.count).unwrap_or_default()).sum();
+    Ok((revision, keys))
+}
+
+/// The revision of the first event.
+fn first(events: &Events) -> i64 {
+    events.events.first().map_or(0, revision)
 }
 
 fn revision(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kv(key: &'static str, create_revision: i64, mod_revision: i64) -> KeyValue {
-        KeyValue { key: key.into(), create_revision, mod_revision, ..Default::default() }
-    }
-
-    fn copy<const N: usize>(kvs: [KeyValue; N]) -> Copy {
-        let mut copy = Copy::default();
-        kvs.into_iter().for_each(|kv| drop(copy.put(kv)));
-        copy
-    }
-
-    #[test]
-    fn the_oldest_is_by_creation_and_a_key_that_came_back_is_young() {
-        let mut copy = Copy::default();
-        let oldest = |copy: &Copy| copy.by_age.values().next().map(|kv| kv.key.clone());
-        copy.put(kv("b", 5, 5));
-        copy.put(kv("a", 7, 7));
-        copy.put(kv("b", 5, 9));
-        assert_eq!(oldest(&copy), Some("b".into()));
-        let delete = Event { r#type: EventType::Delete.into(), kv: Some(kv("b", 0, 10)), prev_kv: None };
-        copy.apply(delete);
-        assert_eq!(oldest(&copy), Some("a".into()));
-        copy.put(kv("b", 11, 11));
-        assert_eq!(oldest(&copy), Some("a".into()));
-        assert_eq!((copy.by_age.len(), copy.ages.len()), (2, 2));
-    }
-
-    #[test]
-    fn events_tell_who_came_and_who_was_written_and_who_went() {
-        let mut copy = copy([kv("a", 5, 5)]);
-        let event = |kind: EventType, kv| Event { r#type: kind.into(), kv: Some(kv), prev_kv: None };
-        assert_eq!(copy.apply(event(EventType::Put, kv("a", 5, 6))), Some(Change::Written(kv("a", 5, 6))));
-        assert_eq!(copy.apply(event(EventType::Put, kv("b", 7, 7))), Some(Change::Came(kv("b", 7, 7))));
-        assert_eq!(copy.apply(event(EventType::Delete, kv("a", 0, 8))), Some(Change::Went(kv("a", 5, 6))));
-        assert_eq!(copy.apply(event(EventType::Delete, kv("c", 0, 9))), None);
-    }
-
-    #[test]
-    fn a_copy_keeps_no_reply_in_memory() {
-        let reply = Bytes::from(b"key and value".to_vec());
-        let mut copy = Copy::default();
-        copy.put(KeyValue { key: reply.slice(..3), value: reply.slice(8..), ..Default::default() });
-        assert!(reply.is_unique(), "{copy:?}");
-    }
-
-    #[test]
-    fn two_copies_differ_by_what_happened_between_them() {
-        let old = copy([kv("gone", 1, 1), kv("same", 2, 2), kv("written", 3, 4), kv("again", 5, 5)]);
-        let new = copy([kv("same", 2, 2), kv("written", 3, 7), kv("again", 8, 8), kv("new", 9, 9)]);
-        let expected = [
-            Change::Went(kv("gone", 1, 1)),
-            Change::Went(kv("again", 5, 5)),
-            Change::Written(kv("written", 3, 7)),
-            Change::Came(kv("again", 8, 8)),
-            Change::Came(kv("new", 9, 9)),
-        ];
-        assert_eq!(new.since(old), expected);
-    }
-}
+/// How long an event may be on its way before it is taken for lost.
+const LATE: Duration = Duration::from_secs(5);

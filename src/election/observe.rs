@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Candidate;
 use crate::error::Result;
+use crate::key::is_contender;
 use crate::session::Session;
 use crate::steps::{Step, Steps, stream};
 use crate::view::View;
@@ -11,7 +12,9 @@ use crate::view::View;
 /// A stream of who leads: made by [`Election::observe`](super::Election::observe).
 ///
 /// The first item is the present leader, or None; then there is one for every change of the leader or its value, and
-/// None for every empty seat. None of them is left out, and none told twice. An error is the last item.
+/// None for every empty seat. None is told twice, and the latest is always told. None is left out either, unless the
+/// server has compacted what happened while the connection was broken: [`gaps`](Observer::gaps) tells. An error is the
+/// last item.
 ///
 /// ```
 /// # use etcd_concurrency::{Election, Session, fake::FakeEtcd};
@@ -34,8 +37,32 @@ pub struct Observer {
 
 impl Observer {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
-        let view = View::new(session.client(), prefix);
-        Self { steps: Steps::new(Following { session: session.clone(), view, told: None }) }
+        let view = View::new(session.client(), prefix).only(is_contender);
+        let following =
+            Following { session: session.clone(), view, told: None, seen: 0, missed: false, gaps: 0 };
+        Self { steps: Steps::new(following) }
+    }
+
+    /// In how many places, up to the item that came last, leaders or values may have been left out: between that item and
+    /// the one before it, if the number has grown.
+    ///
+    /// ```
+    /// # use etcd_concurrency::Observer;
+    /// # fn audit(line: &str) {}
+    /// # async fn follow(mut observer: Observer) -> etcd_concurrency::Result<()> {
+    /// let mut gaps = 0;
+    /// loop {
+    ///     let leader = observer.next().await?;
+    ///     if observer.gaps() > gaps {
+    ///         gaps = observer.gaps();
+    ///         audit("others may have led in between");
+    ///     }
+    ///     audit(&format!("{leader:?}"));
+    /// }
+    /// # }
+    /// ```
+    pub fn gaps(&self) -> u64 {
+        self.steps.gaps()
     }
 
     /// Waits for the next item.
@@ -59,20 +86,33 @@ struct Following {
     view: View,
     /// What was told last: the leader's create_revision and mod_revision.
     told: Option<Option<(i64, i64)>>,
+    /// How often the view had been read anew when it was looked at last.
+    seen: u64,
+    /// Since what was told last, something may have been missed.
+    missed: bool,
+    gaps: u64,
 }
 
 impl Step for Following {
     type Item = Option<Candidate>;
 
+    fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
     async fn step(&mut self) -> Result<Option<Candidate>> {
-        let Self { session, view, told } = self;
+        let Self { session, view, told, seen, missed, gaps } = self;
         view.until(session, |view| {
             let leader = view.oldest();
-            let seen = leader.map(|kv| (kv.create_revision, kv.mod_revision));
-            if *told == Some(seen) {
+            let now = leader.map(|kv| (kv.create_revision, kv.mod_revision));
+            // One who led before and leads still, with the same value, has led all the time.
+            *missed |=
+                std::mem::replace(seen, view.gaps()) < view.gaps() && !(now.is_some() && *told == Some(now));
+            if *told == Some(now) {
                 return None;
             }
-            *told = Some(seen);
+            *told = Some(now);
+            *gaps += u64::from(std::mem::take(missed));
             Some(leader.cloned().map(Candidate::from))
         })
         .await

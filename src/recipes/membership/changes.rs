@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::Peer;
+use super::{Peer, is_member};
 use crate::error::Result;
 use crate::session::Session;
 use crate::steps::{Step, Steps, stream};
@@ -42,7 +42,7 @@ pub enum MemberChange {
 /// The first item is [`Present`](MemberChange::Present); then there is one for each change, in the order of the changes.
 /// None is left out, and none told twice; but where the server has compacted what happened while the connection was
 /// broken, what is told is the difference: whoever came and went meanwhile is not mentioned, and of several updates the
-/// last is. An error is the last item.
+/// last is. [`gaps`](MemberChanges::gaps) tells. An error is the last item.
 ///
 /// ```
 /// # use etcd_concurrency::{MemberChange, MemberChanges, Membership, Session, fake::FakeEtcd};
@@ -65,9 +65,16 @@ pub struct MemberChanges {
 
 impl MemberChanges {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
-        let view = View::new(session.client(), prefix);
-        let following = Following { session: session.clone(), view, told: false, queue: VecDeque::new() };
+        let view = View::new(session.client(), prefix).only(is_member);
+        let queue = VecDeque::new();
+        let following = Following { session: session.clone(), view, told: false, queue, gaps: 0 };
         Self { steps: Steps::new(following) }
+    }
+
+    /// In how many places, up to the item that came last, changes may have been left out: just before it, if the number
+    /// has grown. The picture is complete all the same.
+    pub fn gaps(&self) -> u64 {
+        self.steps.gaps()
     }
 
     /// Waits for the next item.
@@ -91,17 +98,23 @@ struct Following {
     view: View,
     /// Who is here at the start was told.
     told: bool,
-    /// Changes that are yet to be told.
-    queue: VecDeque<MemberChange>,
+    /// Changes that are yet to be told, each with the gaps up to it.
+    queue: VecDeque<(u64, MemberChange)>,
+    gaps: u64,
 }
 
 impl Step for Following {
     type Item = MemberChange;
 
+    fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
     async fn step(&mut self) -> Result<MemberChange> {
         loop {
             self.session.check()?;
-            if let Some(change) = self.queue.pop_front() {
+            if let Some((gaps, change)) = self.queue.pop_front() {
+                self.gaps = gaps;
                 return Ok(change);
             }
             let changes = self.session.unless_lost(self.view.changes()).await?;
@@ -112,7 +125,8 @@ impl Step for Following {
                 });
                 return Ok(MemberChange::Present(all.collect()));
             }
-            self.queue.extend(changes.into_iter().map(MemberChange::from));
+            let gaps = self.view.gaps();
+            self.queue.extend(changes.into_iter().map(|change| (gaps, change.into())));
         }
     }
 }

@@ -6,7 +6,7 @@ mod resident;
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::key::name_prefix;
+use crate::key::{is_drawn, name_prefix};
 use crate::owned::{Owned, Plan, holder};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
@@ -17,7 +17,8 @@ pub use resident::Resident;
 /// A group that processes join and leave, and that all can see: a service registry, a set of workers.
 ///
 /// Each member has a key, `{group}/{lease in hex}-{16 random hex digits}`, put with its session's lease: a member whose
-/// session is lost is gone, however it was lost. One session may join as often as it likes. The key's value is the
+/// session is lost is gone, however it was lost. One session may join as often as it likes. Keys of other shapes under the
+/// group's name are no members. The key's value is the
 /// member's metadata: an address, a version, whatever fits etcd's limit of 1.5 MiB for a request.
 ///
 /// | I want to | use |
@@ -113,7 +114,7 @@ impl Membership {
     /// session of the same settings. Until it is left or dropped.
     ///
     /// One RPC for the first time, which is waited for; then two after each loss of the session. Between attempts there
-    /// is a pause, which grows from 25 ms to 1 s while nothing succeeds.
+    /// is a pause, which grows from 25 ms to 1 s while nothing lasts.
     ///
     /// # Errors
     /// As [`join`](Self::join), of the first time alone; [`Resident::ended`] tells of later ones.
@@ -135,7 +136,8 @@ impl Membership {
     /// Safe: it only reads.
     pub async fn list(&self) -> Result<Vec<Peer>> {
         let range = self.session.client().transport().range(by_age(&self.prefix, 0)).await?;
-        Ok(range.kvs.into_iter().map(Peer::from).collect())
+        let members = range.kvs.into_iter().filter(|kv| is_member(&self.prefix, &kv.key));
+        Ok(members.map(Peer::from).collect())
     }
 
     /// Follows the group: who is here now, then everybody who joins, says something else, or leaves.
@@ -205,6 +207,11 @@ impl Member {
 }
 
 holder!(Member, owned);
+
+/// Other keys under the group's name count for nothing.
+fn is_member(prefix: &[u8], key: &[u8]) -> bool {
+    key.strip_prefix(prefix).is_some_and(is_drawn)
+}
 
 impl From<KeyValue> for Peer {
     fn from(kv: KeyValue) -> Self {

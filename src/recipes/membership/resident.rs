@@ -17,7 +17,7 @@ use crate::session::renew::Renewing;
 /// A member that joins again whenever it is lost, until it is left or dropped. Made by
 /// [`Membership::remain`](super::Membership::remain).
 ///
-/// It ends by itself when its session is closed or orphaned, or on what no repetition mends (no permission);
+/// It ends by itself when its session is closed or orphaned, or on what no time mends (no permission);
 /// [`ended`](Self::ended) tells. Dropping it leaves the group in the background.
 ///
 /// ```
@@ -76,7 +76,7 @@ impl Resident {
         }
     }
 
-    /// Resolves once it has ended by itself, with what it was that no repetition mends.
+    /// Resolves once it has ended by itself, with what it was that no time mends.
     ///
     /// # Cancel safety
     /// Safe: it only waits.

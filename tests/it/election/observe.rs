@@ -97,6 +97,30 @@ on_every_backend! {
         assert_eq!(next(&mut observer).await.as_deref(), Some("a again"));
     }
 
+    /// A key that an application keeps below the name was taken for a candidate, and for the leader.
+    async fn keys_of_other_shapes_are_no_candidates(backend: Backend) {
+        let name = backend.key("seat");
+        let client = backend.client();
+        let session = session(&client).await;
+        let election = election(&session, &name);
+        let put = async |key: &str, lease| {
+            let op = Op::put_with_lease(format!("{name}/{key}"), "x", lease);
+            client.txn(Txn::new().success(op)).await.unwrap();
+        };
+        let own = format!("{:x}", session.lease());
+        for key in ["owner", "a/1f", "", "0", &format!("{own}/x")] {
+            put(key, session.lease()).await;
+        }
+        let mut observer = election.observe();
+        assert_eq!((next(&mut observer).await, election.leader().await.unwrap()), (None, None));
+        put("config", session.lease()).await;
+        put(&own, session.lease()).await;
+        assert_eq!(next(&mut observer).await.as_deref(), Some("x"));
+        let leads = election.leader().await.unwrap().expect("a leader");
+        assert_eq!(leads.key, format!("{name}/{own}"));
+        assert_eq!(election.contenders().await.unwrap(), [leads]);
+    }
+
     /// As a stream it ends after its error, which has a reason.
     async fn it_ends_with_its_session(backend: Backend) {
         let session = session(&backend.client()).await;
@@ -134,6 +158,35 @@ on_every_backend! {
     }
 }
 
+/// The observer counted the keys while an event was on its way, took the event for lost, and passed over the leaders in
+/// between.
+#[test]
+fn what_is_late_is_not_taken_for_lost() {
+    crate::support::backend::on_fake(module_path!(), async |backend| {
+        let fake = backend.fake().expect("on the fake");
+        let (watching, standing) =
+            (session(&fake.client_for("watching")).await, session(&fake.client()).await);
+        let mut observer = election(&watching, "seat").observe();
+        assert_eq!(next(&mut observer).await, None);
+        fake.fault(On::response(Rpc::Watch).client("watching"), Do::delay(Duration::from_millis(900)));
+        let (election, second) = (election(&standing, "seat"), Duration::from_secs(1));
+        let leading = tokio::spawn(async move {
+            for n in 0..150 {
+                let leadership = election.campaign(format!("{n}")).await.unwrap();
+                tokio::time::sleep(second).await;
+                leadership.resign().await.unwrap();
+                tokio::time::sleep(second).await;
+            }
+        });
+        for n in 0..150 {
+            assert_eq!(next(&mut observer).await, Some(format!("{n}")));
+            assert_eq!(next(&mut observer).await, None);
+        }
+        assert_eq!(observer.gaps(), 0);
+        leading.await.unwrap();
+    });
+}
+
 /// The stream breaks, the seat changes hands, and the revisions in between are compacted before the observer is back.
 #[test]
 fn it_survives_cuts_and_compaction() {
@@ -157,15 +210,33 @@ fn it_survives_cuts_and_compaction() {
         let away = fake.fault(On::open(Rpc::Watch).client("watching"), Do::cut());
         fake.cut_streams("watching");
         first.resign().await.unwrap();
+        // Of whom the observer is never told; but it can be seen that there may have been others.
+        assert_eq!(observer.gaps(), 0);
+        drop(election(&a, "seat").campaign("unseen").await.unwrap().resign().await);
         let second = election(&b, "seat").campaign("b").await.unwrap();
         for n in 0..10 {
             client.txn(Txn::new().success(Op::put("noise", format!("{n}")))).await.unwrap();
         }
         fake.compact(fake.revision()).unwrap();
+        // And the server does not answer the read for a minute: that, too, is waited out.
+        let deaf =
+            fake.fault(On::rpc(Rpc::Range).client("watching"), Do::fail(tonic::Status::unavailable("no")));
         away.remove();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        deaf.remove();
         assert_eq!(next(&mut observer).await.as_deref(), Some("b"));
+        assert_eq!(observer.gaps(), 1);
+        // One who led before and after a gap has led all the time.
+        let away = fake.fault(On::open(Rpc::Watch).client("watching"), Do::cut());
+        fake.cut_streams("watching");
+        client.txn(Txn::new().success(Op::put("noise", "more"))).await.unwrap();
+        client.txn(Txn::new().success(Op::put("noise", "still more"))).await.unwrap();
+        fake.compact(fake.revision()).unwrap();
+        away.remove();
+        let unchanged = tokio::time::timeout(Duration::from_secs(10), observer.next()).await;
+        unchanged.expect_err("nothing has changed");
         second.resign().await.unwrap();
-        assert_eq!(next(&mut observer).await, None);
+        assert_eq!((next(&mut observer).await, observer.gaps()), (None, 1));
         drop(observer);
         fake.until(|fake| fake.watchers() == 0).await;
     });
