@@ -6,7 +6,7 @@
 //!
 //! **Several parts** are several watches, which have no order between them after a broken connection, or when the server
 //! falls behind with one of them. What is decided by two of them must be something that no later event unmakes: a key
-//! that is gone, of its create_revision; never that a key is there still.
+//! that is gone, of its create_revision; never that a key is there still, unless its fence goes on watching it.
 
 mod copy;
 

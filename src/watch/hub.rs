@@ -23,10 +23,10 @@ use super::table::{RPC, Table, Turn};
 use super::{Watch, Watcher};
 use crate::error::{Error, ErrorKind, LostReason, Outcome};
 use crate::pb::etcdserverpb as pb;
+use crate::transport::Transport;
 use crate::transport::channel::Route;
 use crate::transport::retry::{Backoff, may_pass};
-use crate::transport::{Transport, classify};
-use line::{Heard, Line, Requests, steer};
+use line::{Heard, Line, Requests, judge, steer};
 
 /// All watches of a client. A clone is another handle on the same.
 #[derive(Clone)]
@@ -310,14 +310,18 @@ impl Task {
                 self.pulse.answered(now, self.table.is_asking());
                 (self.failing, self.worked) = (None, true);
             }
-            Turn::Reopen => self.down(),
+            Turn::Reopen(error) => {
+                self.down();
+                if let Some(error) = error {
+                    self.failed(&Arc::new(error));
+                }
+            }
             Turn::Broken(error) => self.broken(error),
         }
     }
 
     /// The stream broke, or could not be opened.
     fn broken(&mut self, error: Error) {
-        let now = Instant::now();
         tracing::debug!(%error, "the watch stream broke");
         if let Line::Opening(requests, _) | Line::Open(requests, _) = &self.line {
             steer(&requests.route, error.kind());
@@ -330,6 +334,11 @@ impl Task {
         if *error.kind() == ErrorKind::NoLeader {
             self.table.end_leaderless(&error);
         }
+        self.failed(&error);
+    }
+
+    /// A stream was of no use: all watches end with what does not pass by itself.
+    fn failed(&mut self, error: &Arc<Error>) {
         let transport = &self.shared.transport;
         let passes = may_pass(error.kind()) || transport.token_passes(error.kind());
         if passes || self.worked && !transport.is_final(error.kind()) {
@@ -337,9 +346,10 @@ impl Task {
             return;
         }
         // What does not pass by itself still has the time of a request: servers may be in the midst of a change.
+        let now = Instant::now();
         let failing = *self.failing.get_or_insert(now);
         if now - failing >= self.shared.transport.limits().request_timeout {
-            self.table.end_all(&error);
+            self.table.end_all(error);
         }
     }
 
@@ -372,13 +382,6 @@ impl Drop for Task {
         }
         self.table.end_all(&Arc::new(LostReason::Closed.into()));
     }
-}
-
-/// The error that a reason to cancel is, and whether another token may mend it.
-fn judge(transport: &Transport, reason: &str) -> (Error, bool) {
-    let error = classify::cancel_reason(reason);
-    let mends = transport.note_auth(&error);
-    (error, mends)
 }
 
 const COMMANDS_PER_MESSAGE: usize = 64;

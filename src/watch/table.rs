@@ -75,7 +75,7 @@ pub(super) enum Turn {
     /// A create was acknowledged.
     Acknowledged,
     /// The stream is of no more use: its token is refused, or it no longer reads.
-    Reopen,
+    Reopen(Option<Error>),
     /// The server does not answer as it should.
     Broken(Error),
 }
@@ -224,7 +224,7 @@ impl Table {
             };
             self.forget(id);
             if mends {
-                return Turn::Reopen;
+                return Turn::Reopen(Some(error));
             }
             self.end(place.watcher, &Arc::new(error));
             return Turn::Heard;
@@ -263,14 +263,14 @@ impl Table {
     fn refused(&mut self, asked: i64, response: &pb::WatchResponse, judge: Judge<'_>) -> Turn {
         // The first members of 3.4 refuse by the id asked for, and from then on read no request on that stream
         // (etcd#11708).
-        let refused = if response.watch_id == asked { Turn::Reopen } else { Turn::Refused };
+        let refused = if response.watch_id == asked { Turn::Reopen(None) } else { Turn::Refused };
         // A probe that is refused, its token having run out, has been answered all the same.
         let Some(place) = self.forget(asked) else { return refused };
         let (error, mends) = judge(&response.cancel_reason);
         if mends {
             // However often in a row: users and roles may be edited all the time. What no other token mends, a user
             // that is gone or a password that is wrong, is said when one is asked for.
-            return Turn::Reopen;
+            return Turn::Reopen(Some(error));
         }
         self.end(place.watcher, &Arc::new(error));
         refused

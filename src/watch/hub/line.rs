@@ -7,10 +7,11 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pb::etcdserverpb as pb;
 use crate::transport::channel::Route;
 use crate::transport::retry::avoids_member;
+use crate::transport::{Transport, classify};
 
 /// The stream, of which there is one at a time.
 pub(super) enum Line {
@@ -52,4 +53,11 @@ pub(super) fn steer(route: &Route, kind: &ErrorKind) {
         kind if avoids_member(kind) => route.avoid_member(),
         _ => {}
     }
+}
+
+/// The error that a reason to cancel is, and whether another token may mend it.
+pub(super) fn judge(transport: &Transport, reason: &str) -> (Error, bool) {
+    let error = classify::cancel_reason(reason);
+    let mends = transport.note_auth(&error);
+    (error, mends)
 }

@@ -96,7 +96,7 @@ fn a_refusal_by_id_means_a_stream_that_is_no_longer_read() {
     bench.watch(Watch::key("b"));
     bench.sent();
     let turn = bench.refuse(1, "etcdserver: permission denied");
-    assert!(matches!(turn, Turn::Reopen), "{turn:?}");
+    assert!(matches!(turn, Turn::Reopen(_)), "{turn:?}");
     assert_eq!(bench.end(0), Some(ErrorKind::PermissionDenied));
     bench.table.closed();
     bench.table.opened();
@@ -141,7 +141,7 @@ fn a_token_is_renewed_however_often_it_is_refused() {
     bench.sent();
     bench.acknowledge(1, 5);
     for start in (3..100).step_by(2) {
-        assert!(matches!(bench.refuse(-1, reason), Turn::Reopen));
+        assert!(matches!(bench.refuse(-1, reason), Turn::Reopen(_)));
         bench.table.closed();
         bench.table.opened();
         assert_eq!(bench.sent(), [create(start, "a", 6), create(start + 1, "b", 0)]);
@@ -150,7 +150,7 @@ fn a_token_is_renewed_however_often_it_is_refused() {
     // Also where it is refused when the watch was there already.
     let cancel_reason = reason.to_owned();
     let turn = bench.respond(pb::WatchResponse { canceled: true, cancel_reason, ..answer(99, 9) });
-    assert!(matches!(turn, Turn::Reopen), "{turn:?}");
+    assert!(matches!(turn, Turn::Reopen(_)), "{turn:?}");
     assert_eq!([0, 1].map(|w| bench.end(w)), [None, None]);
 }
 

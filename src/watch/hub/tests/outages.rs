@@ -1,6 +1,9 @@
 //! Streams that are silent, refused or away, and servers that make no sense.
 
 use super::*;
+use crate::transport::Limits;
+use crate::transport::auth::Tokens;
+use crate::transport::namespace::Namespace;
 
 #[tokio::test(start_paused = true)]
 async fn a_create_without_an_answer_means_a_dead_stream() {
@@ -170,4 +173,26 @@ async fn ids_that_the_server_makes_up_are_no_etcd() {
     };
     let kind = tokio::select! { kind = end(&mut watcher) => kind, never = make_up => never };
     assert!(matches!(kind, ErrorKind::Protocol { .. }), "{kind:?}");
+}
+
+/// A proxy that takes the token off every request: what no other token mends ends the watches, after the time of a request.
+#[tokio::test(start_paused = true)]
+async fn a_user_whom_the_server_never_sees_is_told() {
+    let (mut server, bare) = server();
+    let tokens = Tokens::of_user("root".into(), "secret".into(), bare.clone(), Handle::current());
+    let limits = Limits { request_timeout: REQUEST_TIMEOUT };
+    let transport = Transport::new(bare.raw(), Some(tokens), Namespace::new(""), limits);
+    let hub = Hub::new(transport, Handle::current());
+    let mut watcher = hub.watch(Watch::key("k"));
+    let started = Instant::now();
+    let refuse = async {
+        loop {
+            let mut wire = server.accept().await;
+            wire.create().await;
+            wire.refuse("etcdserver: user name is empty");
+        }
+    };
+    let kind = tokio::select! { kind = end(&mut watcher) => kind, never = refuse => never };
+    assert!(matches!(kind, ErrorKind::Unauthenticated { .. }), "{kind:?}");
+    assert!((REQUEST_TIMEOUT..REQUEST_TIMEOUT * 2).contains(&started.elapsed()), "{:?}", started.elapsed());
 }
