@@ -5,13 +5,14 @@
 //! - `SIM_SEEDS=100000` runs so many fresh ones, on as many threads as there are processors; `SIM_SECONDS=60` as many as
 //!   there is time for.
 //! - `SIM_KIND=Stm` has actors of that kind alone; `SIM_FROM=1` begins with that seed; `SIM_JOBS=1` takes one thread.
+//! - `SIM_WIDE=all` lets everything go wrong of `wide.rs`, too; or only what it names.
 //! - `SIM_SHRINK=0` leaves a schedule that fails as it is.
 //!
 //! A seed that fails is printed, and runs again exactly as it did. What it fails without is left out: the smallest
 //! schedule that was found is printed, too.
 //!
-//! Nothing goes wrong here that the crate does not promise to bear: a request that straggles arrives within seconds, as
-//! it does where servers give up what is older, and a stream that is silent for good is broken by somebody, as HTTP/2's
+//! Nothing goes wrong here that the crate does not promise to bear. A request that straggles may arrive after any time:
+//! as long as its session lives, and when it has ended. A stream that is silent for good is broken by somebody, as HTTP/2's
 //! pings do where there is a connection. Leases that are ended and keys that are deleted behind their owners' backs count
 //! as gone from then on: nobody can know at once.
 //!
@@ -25,6 +26,7 @@ mod nemesis;
 mod plan;
 mod run;
 mod shrink;
+mod wide;
 mod world;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use etcd_concurrency::fake::Trouble;
 use fastrand::Rng;
 
 use crate::env;
+use crate::wide::{self, Wide};
 
 pub(crate) const CLIENTS: [&str; 4] = ["a", "b", "c", "d"];
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -30,6 +31,8 @@ pub(crate) struct Setup {
     /// What every message takes, there and back.
     pub(crate) latency: Duration,
     pub(crate) auth: bool,
+    /// The order among watches is drawn, too.
+    pub(crate) shuffled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,10 +49,11 @@ pub(crate) enum Kind {
     Latch,
     Members,
     Adopter,
+    Barrier,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Mutex,
         Self::Election,
         Self::RwLock,
@@ -62,6 +66,7 @@ impl Kind {
         Self::Latch,
         Self::Members,
         Self::Adopter,
+        Self::Barrier,
     ];
 }
 
@@ -145,6 +150,64 @@ pub(crate) enum What {
         client: usize,
         slot: usize,
     },
+    /// The member stands still that some of a client's calls go to; others go to another.
+    Stop {
+        client: usize,
+        share: f64,
+        lasts: Duration,
+        goes_on: GoesOn,
+    },
+    /// Some of a client's calls each take another time to arrive, up to minutes.
+    StraggleLong {
+        client: usize,
+        share: f64,
+        longest: Duration,
+        lasts: Duration,
+    },
+    /// The member that a client reads from lags.
+    Lag {
+        client: usize,
+        lasts: Duration,
+    },
+    /// Some of a client's watches are told late while others are not.
+    Victims {
+        client: usize,
+        share: f64,
+        longest: Duration,
+        lasts: Duration,
+    },
+    /// Some of a client's writes are applied and told of as an error.
+    Applied {
+        client: usize,
+        share: f64,
+        lasts: Duration,
+    },
+    /// Good tokens are refused so often.
+    RefuseTokens {
+        times: u64,
+        outdated: bool,
+    },
+    /// Somebody deletes all keys of a name at once.
+    BreakName {
+        number: usize,
+    },
+    /// A session is orphaned under those who use it, and adopted by a client after a while.
+    Orphan {
+        client: usize,
+        slot: usize,
+        by: usize,
+        after: Duration,
+    },
+}
+
+/// When a member goes on that stood still.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum GoesOn {
+    After(Duration),
+    /// When all who acted have ended, and their sessions live on.
+    WhenAllIsQuiet,
+    /// When all sessions have ended.
+    WhenAllHaveGone,
 }
 
 impl Plan {
@@ -157,8 +220,10 @@ impl Plan {
             request_timeout: rng.choice([MS(1_500), MS(3_000), MS(10_000)]).unwrap_or(MS(3_000)),
             latency: rng.choice([MS(0), MS(1), MS(5), MS(60)]).unwrap_or(MS(1)),
             auth: rng.u8(0..6) == 0,
+            shuffled: rng.bool() && wide::on(Wide::Victims),
         };
-        let mut kinds = rng.choose_multiple(Kind::ALL, 2);
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Barrier || wide::on(Wide::Barrier));
+        let mut kinds = rng.choose_multiple(kinds, 2);
         if let Some(only) = env::<String>("SIM_KIND") {
             let named = Kind::ALL.into_iter().find(|kind| format!("{kind:?}") == only);
             kinds = vec![named.unwrap_or_else(|| panic!("no kind {only}"))];
@@ -188,6 +253,11 @@ impl What {
         let client = rng.usize(0..CLIENTS.len());
         let name = CLIENTS[client].to_owned();
         let (share, up_to) = (rng.f64(), |rng: &mut Rng, most| MS(rng.u64(0..most)));
+        if rng.u8(0..3) == 0
+            && let Some(wide) = Self::wide(rng, client, lasts)
+        {
+            return wide;
+        }
         match rng.u8(0..32) {
             0 => Self::Fake(Trouble::CutStreams(name)),
             1 => Self::Fake(Trouble::Cut(name)),
@@ -218,6 +288,39 @@ impl What {
             26 => Self::StopAll { lasts },
             _ => Self::Close { client, slot: rng.usize(0..2) },
         }
+    }
+
+    /// What only a cluster does, and what third parties do; None for what is not asked for.
+    fn wide(rng: &mut Rng, client: usize, lasts: Duration) -> Option<Self> {
+        let share = rng.f64();
+        let up_to = |rng: &mut Rng, most| MS(rng.u64(0..most));
+        let (of, what) = match rng.u8(0..12) {
+            0..3 => {
+                let goes_on = match rng.u8(0..4) {
+                    0 => GoesOn::After(up_to(rng, 20_000)),
+                    1 => GoesOn::WhenAllHaveGone,
+                    _ => GoesOn::WhenAllIsQuiet,
+                };
+                (Wide::Stragglers, Self::Stop { client, share, lasts, goes_on })
+            }
+            3 => {
+                let longest = up_to(rng, 300_000);
+                (Wide::Stragglers, Self::StraggleLong { client, share, longest, lasts })
+            }
+            4 => (Wide::Lag, Self::Lag { client, lasts }),
+            5 | 6 => {
+                let longest = up_to(rng, 8_000);
+                (Wide::Victims, Self::Victims { client, share, longest, lasts })
+            }
+            7 => (Wide::Applied, Self::Applied { client, share, lasts }),
+            8 => (Wide::Tokens, Self::RefuseTokens { times: rng.u64(1..6), outdated: rng.bool() }),
+            9 | 10 => (Wide::Several, Self::BreakName { number: rng.usize(..64) }),
+            _ => {
+                let (slot, by, after) = (rng.usize(0..2), rng.usize(0..CLIENTS.len()), up_to(rng, 1_000));
+                (Wide::Orphan, Self::Orphan { client, slot, by, after })
+            }
+        };
+        wide::on(of).then_some(what)
     }
 }
 

@@ -11,11 +11,12 @@ use etcd_concurrency::fake::History;
 use etcd_concurrency::{Session, Watch};
 use tokio::runtime::Builder;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::checks::record::Record;
 use crate::checks::{left, log};
 use crate::plan::Plan;
+use crate::wide::{self, Wide};
 use crate::world::{BOUND, Phase, World, in_time};
 use crate::{actors, nemesis};
 
@@ -114,6 +115,12 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
         Ok::<_, String>(())
     };
     in_time(2 * BOUND, over).await.map_err(|why| format!("the actors: {why}"))??;
+    if wide::on(Wide::Stragglers) {
+        // Members go on that stood still, and what straggles arrives, while the sessions live.
+        sleep_until(world.last_straggler.get()).await;
+        world.stopped[0].release();
+        left::without_owners(world).await?;
+    }
     // Which is told apart by the time that is left to what was given up: enough of it, or none.
     let in_peace = plan.seed.is_multiple_of(2);
     if in_peace && !world.told.borrow().not_taken_off.is_empty() {
@@ -124,6 +131,8 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
     // What they had claimed is free then.
     let gone = in_time(BOUND, world.fake.until(|fake| fake.leases() == 0)).await;
     gone.map_err(|why| format!("the end of all sessions: {why}"))?;
+    // Too late for everything that goes with a session.
+    world.stopped[1].release();
     let drained = in_time(BOUND, actors::drain(world)).await?;
     drained.map_err(|error| format!("what is left in the queue cannot be taken: {error}"))?;
     left::settled(world, tasks).await?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, On};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On};
 use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::{Client, Session};
 use fastrand::Rng;
@@ -40,6 +40,12 @@ pub(crate) struct World {
     /// Leases that were ended behind their owners' backs, and keys that were deleted, by their create_revisions.
     pub(crate) ended: RefCell<BTreeSet<i64>>,
     pub(crate) broken: RefCell<BTreeSet<i64>>,
+    /// Members that stand still until all is quiet, and until all have gone.
+    pub(crate) stopped: [Hold; 2],
+    /// When the last call has arrived that straggles.
+    pub(crate) last_straggler: Cell<Instant>,
+    /// The hold of the plain barrier that somebody believes in, by its create_revision, or 0.
+    pub(crate) barrier: Cell<i64>,
     phase: Cell<Phase>,
     violation: RefCell<Option<String>>,
     violated: Notify,
@@ -69,7 +75,8 @@ impl World {
     pub(crate) async fn new(plan: &Plan, history: usize) -> Rc<Self> {
         let setup = plan.setup.clone();
         let fake = FakeEtcd::builder().seed(plan.seed).history_limit(history);
-        let fake = fake.token_ttl(Duration::from_secs(20)).start();
+        let fake = fake.token_ttl(Duration::from_secs(20));
+        let fake = if setup.shuffled { fake.shuffled_watches() } else { fake }.start();
         if setup.auth {
             enable_auth(&fake.client()).await;
         }
@@ -91,6 +98,9 @@ impl World {
             told: RefCell::default(),
             ended: RefCell::default(),
             broken: RefCell::default(),
+            stopped: [Hold::new(), Hold::new()],
+            last_straggler: Cell::new(Instant::now()),
+            barrier: Cell::new(0),
             phase: Cell::new(Phase::Rough),
             violation: RefCell::default(),
             violated: Notify::new(),
@@ -145,6 +155,16 @@ impl World {
     pub(crate) fn set_session(&self, client: usize, slot: usize, session: Session) {
         let before = self.sessions.borrow_mut().insert((client, slot), session);
         drop(before);
+    }
+
+    /// Takes the session of a slot away.
+    pub(crate) fn take_session(&self, client: usize, slot: usize) -> Option<Session> {
+        self.sessions.borrow_mut().remove(&(client, slot))
+    }
+
+    /// Something that was sent may arrive until then.
+    pub(crate) fn straggles(&self, longest: Duration) {
+        self.last_straggler.set(self.last_straggler.get().max(Instant::now() + longest));
     }
 
     pub(crate) fn drop_sessions(&self) {

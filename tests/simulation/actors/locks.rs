@@ -6,11 +6,12 @@ use etcd_concurrency::{
 };
 use fastrand::Rng;
 
-use super::Actor;
+use super::{Actor, lead};
 use crate::checks::held::{self, Mode};
 use crate::checks::log::{CAMPAIGN, GUARDED, PROCLAIM, text};
 use crate::checks::told::Fate;
 use crate::plan::Kind;
+use crate::wide::{self, Wide};
 
 const PERMITS: u32 = 3;
 const NAMES: usize = 4;
@@ -21,7 +22,8 @@ enum Guard {
     Leader(Leadership),
     Reading(RwLockReadGuard),
     Writing(RwLockWriteGuard),
-    Permit(SemaphorePermit),
+    /// And when it was asked for.
+    Permit(SemaphorePermit, i64),
     Locks(MultiLockGuard),
 }
 
@@ -33,9 +35,9 @@ impl Guard {
             Self::Leader(guard) => vec![("election".into(), Mode::Alone, guard.fence().clone())],
             Self::Reading(guard) => vec![("rwlock".into(), Mode::Shared, guard.fence().clone())],
             Self::Writing(guard) => vec![("rwlock".into(), Mode::Alone, guard.fence().clone())],
-            Self::Permit(permit) => {
+            Self::Permit(permit, since) => {
                 let ours = u32::try_from(permit.permits()).unwrap_or(u32::MAX);
-                vec![("semaphore".into(), Mode::Permits(ours, PERMITS), permit.fence().clone())]
+                vec![("semaphore".into(), Mode::Permits(ours, *since), permit.fence().clone())]
             }
             Self::Locks(guard) => {
                 guard.fences().iter().map(|fence| (name_of(fence), Mode::Alone, fence.clone())).collect()
@@ -49,7 +51,7 @@ impl Guard {
             Self::Leader(guard) => guard.resign().await,
             Self::Reading(guard) => guard.unlock().await,
             Self::Writing(guard) => guard.unlock().await,
-            Self::Permit(permit) => permit.release().await,
+            Self::Permit(permit, _) => permit.release().await,
             Self::Locks(guard) => guard.unlock().await,
         }
     }
@@ -61,7 +63,7 @@ fn name_of(fence: &Fence) -> String {
 }
 
 /// The number is one that grows.
-async fn take(kind: Kind, session: &Session, rng: &mut Rng, number: u64) -> Result<Guard> {
+async fn take(kind: Kind, session: &Session, rng: &mut Rng, number: u64, since: i64) -> Result<Guard> {
     let tries = rng.u8(0..4) == 0;
     Ok(match kind {
         Kind::Election => {
@@ -79,10 +81,11 @@ async fn take(kind: Kind, session: &Session, rng: &mut Rng, number: u64) -> Resu
         }
         Kind::Semaphore => {
             let (semaphore, permits) = (Semaphore::new(session, "semaphore", PERMITS)?, rng.u32(1..=PERMITS));
-            Guard::Permit(match tries {
+            let permit = match tries {
                 true => semaphore.try_acquire_many(permits).await?,
                 false => semaphore.acquire_many(permits).await?,
-            })
+            };
+            Guard::Permit(permit, since)
         }
         Kind::MultiLock => {
             let how_many = rng.usize(1..NAMES);
@@ -99,12 +102,23 @@ async fn take(kind: Kind, session: &Session, rng: &mut Rng, number: u64) -> Resu
 
 pub(super) async fn act(actor: &mut Actor, kind: Kind) {
     while let Some(session) = actor.session().await {
-        if kind == Kind::Election && actor.rng.u8(0..4) == 0 {
-            observe(actor, &session).await;
-            continue;
+        match (kind, actor.rng.u8(0..8)) {
+            (Kind::Election, 0 | 1) => {
+                observe(actor, &session).await;
+                continue;
+            }
+            (Kind::Election, 2 | 3) if wide::on(Wide::Lead) => {
+                lead::act(actor, &session).await;
+                continue;
+            }
+            (Kind::Semaphore, 0) if wide::on(Wide::Resize) => {
+                resize(actor, &session).await;
+                continue;
+            }
+            _ => {}
         }
         let (world, mut draws) = (actor.world.clone(), actor.rng.fork());
-        let taking = take(kind, &session, &mut draws, world.id());
+        let taking = take(kind, &session, &mut draws, world.id(), world.fake.revision());
         let Some(Ok(guard)) = world.wait("a lock", &mut actor.rng, Some(&session), taking).await else {
             actor.world.pause(&mut actor.rng, 200).await;
             continue;
@@ -203,6 +217,25 @@ async fn release(actor: &mut Actor, guard: Guard, session: &Session) {
             }
         }
     }
+}
+
+/// There are as many permits as the largest asker wants, or more: else it waits for ever.
+async fn resize(actor: &mut Actor, session: &Session) {
+    let Ok(semaphore) = Semaphore::new(session, "semaphore", PERMITS) else { return };
+    let permits = actor.rng.u32(PERMITS..2 * PERMITS);
+    let resizing = semaphore.resize(permits);
+    if let Some(Ok(())) =
+        actor.world.wait("a change of permits", &mut actor.rng, Some(session), resizing).await
+    {
+        actor.world.count("resized");
+    }
+    drop(
+        actor
+            .world
+            .wait("a count of permits", &mut actor.rng, Some(session), semaphore.available_permits())
+            .await,
+    );
+    actor.a_while().await;
 }
 
 /// Leaders come one after another, and so does what one of them says.

@@ -1,8 +1,10 @@
 //! Those who use the crate, each in a loop, in all ways there are.
 
 mod adopter;
+mod barrier;
 mod counter;
 mod latch;
+mod lead;
 mod locks;
 mod members;
 mod queue;
@@ -47,6 +49,7 @@ impl Actor {
             Kind::Latch => latch::act(&mut self).await,
             Kind::Members => members::act(&mut self).await,
             Kind::Adopter => adopter::act(&mut self).await,
+            Kind::Barrier => barrier::act(&mut self).await,
         }
     }
 

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_concurrency::{Error, Job, Op, PriorityQueue, Queue, Result, Session};
+use etcd_concurrency::{DeadLetter, Error, Job, Op, PriorityQueue, Queue, Result, Session};
 
 use super::Actor;
 use crate::checks::held::{self, Mode};
 use crate::checks::log::{GUARDED, text};
 use crate::checks::told::Fate;
+use crate::wide::{self, Wide};
 use crate::world::{Phase, World};
 
 /// A queue of either order.
@@ -23,7 +24,8 @@ pub(super) async fn act(actor: &mut Actor) {
         let Ok(line) = line else { return };
         // One handle for a while, so that slips are used again.
         for _ in 0..actor.rng.usize(1..6) {
-            match actor.rng.u8(0..4) {
+            match actor.rng.u8(0..5) {
+                4 if wide::on(Wide::Letters) => letters(actor, &line, &session).await,
                 0 | 1 => send(actor, &line, &session).await,
                 2 => work(actor, &line, &session).await,
                 _ => take_off(actor, &line, &session).await,
@@ -88,6 +90,47 @@ async fn take_off(actor: &mut Actor, line: &Line, session: &Session) {
     told.not_taken_off.push(session.state());
 }
 
+/// Looks at what there is, and puts dead letters back or deletes them.
+async fn letters(actor: &mut Actor, line: &Line, session: &Session) {
+    let world = actor.world.clone();
+    if let Some(Ok(Some(value))) = world.wait("a peek", &mut actor.rng, Some(session), line.peek()).await
+        && !world.told.borrow().sent.contains_key(&text(&value))
+    {
+        world.violate(format!("{value:?} is in a queue, and was sent by nobody"));
+    }
+    let letters = world.wait("dead letters", &mut actor.rng, Some(session), line.letters()).await;
+    let Some(Ok(letters)) = letters else { return };
+    for letter in letters.into_iter().take(2) {
+        let (value, key) = (text(&letter.value), (letter.key.to_vec(), letter.revision));
+        let deletes = actor.rng.u8(0..4) == 0;
+        let moving = async {
+            match deletes {
+                true => line.discard(&letter).await,
+                false => line.requeue(&letter).await,
+            }
+        };
+        let moved = world.wait("a dead letter", &mut actor.rng, Some(session), moving).await;
+        let told = &mut *world.told.borrow_mut();
+        match moved {
+            Some(Ok(true)) => {
+                let times = told.letters.entry(key).or_default();
+                *times += 1;
+                if *times > 1 {
+                    world.violate(format!("the dead letter {value} was moved twice"));
+                }
+                if deletes {
+                    told.taken_off.push(value);
+                }
+            }
+            Some(Err(error)) if deletes && Fate::of(&error) == Fate::Unknown => {
+                told.perhaps_discarded.push(value);
+            }
+            None if deletes => told.perhaps_discarded.push(value),
+            _ => {}
+        }
+    }
+}
+
 /// How long to wait for a job, of which there may be none; None for not at all.
 fn patience(actor: &mut Actor) -> Option<Duration> {
     let waits = actor.rng.bool() && actor.world.phase() == Phase::Rough;
@@ -96,11 +139,41 @@ fn patience(actor: &mut Actor) -> Option<Duration> {
 
 impl Line {
     fn plain(session: &Session) -> Result<Self> {
-        Queue::new(session, "queue").map(Self::Plain)
+        let queue = Queue::new(session, "queue")?;
+        Ok(Self::Plain(if wide::on(Wide::Letters) { queue.max_deliveries(3)? } else { queue }))
     }
 
     fn urgent(session: &Session) -> Result<Self> {
-        PriorityQueue::new(session, "urgent").map(Self::Urgent)
+        let queue = PriorityQueue::new(session, "urgent")?;
+        Ok(Self::Urgent(if wide::on(Wide::Letters) { queue.max_deliveries(3)? } else { queue }))
+    }
+
+    async fn letters(&self) -> Result<Vec<DeadLetter>> {
+        match self {
+            Self::Plain(queue) => queue.dead_letters().await,
+            Self::Urgent(queue) => queue.dead_letters().await,
+        }
+    }
+
+    async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
+        match self {
+            Self::Plain(queue) => queue.requeue(letter).await,
+            Self::Urgent(queue) => queue.requeue(letter).await,
+        }
+    }
+
+    async fn discard(&self, letter: &DeadLetter) -> Result<bool> {
+        match self {
+            Self::Plain(queue) => queue.discard(letter).await,
+            Self::Urgent(queue) => queue.discard(letter).await,
+        }
+    }
+
+    async fn peek(&self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Plain(queue) => queue.peek().await,
+            Self::Urgent(queue) => queue.peek().await,
+        }
     }
 
     async fn enqueue(&self, value: String, priority: u32) -> Result<()> {
@@ -151,6 +224,16 @@ pub(crate) async fn drain(world: &World) -> Result<(), Error> {
     let session = Session::open(&world.observer).await?;
     for line in [Line::plain(&session)?, Line::urgent(&session)?] {
         while let Some(job) = line.take(None).await.transpose()?.flatten() {
+            let (id, put) = done(&job);
+            job.ack_with([put]).await?;
+            world.was_put(&id, Fate::Done(None));
+        }
+        // Nobody else is there.
+        for letter in line.letters().await? {
+            if !line.requeue(&letter).await? {
+                world.violate(format!("{letter:?} is there, and is not"));
+            }
+            let Some(job) = line.take(None).await.transpose()?.flatten() else { continue };
             let (id, put) = done(&job);
             job.ack_with([put]).await?;
             world.was_put(&id, Fate::Done(None));

@@ -35,6 +35,40 @@ pub(crate) async fn settled(world: &World, tasks: usize) -> Result<(), String> {
     Err(format!("left behind:{left}"))
 }
 
+/// Waits until no key is left of those who held or waited, while their sessions live; it must not take long.
+pub(crate) async fn without_owners(world: &World) -> Result<(), String> {
+    let mut left = String::new();
+    for _ in 0..OWNERLESS.as_secs() {
+        sleep(Duration::from_secs(1)).await;
+        let keys = world.fake.snapshot().keys;
+        let keys = keys.iter().filter(|kv| kv.lease != 0);
+        let owned = keys.filter(|kv| OWNED.iter().any(|name| kv.key.starts_with(name.as_bytes())));
+        left = owned.map(|kv| format!(" {} of {}", text(&kv.key), kv.create_revision)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(format!("keys without an owner, {OWNERLESS:?} after all was quiet:{left}"))
+}
+
+/// What only those have who hold or wait.
+const OWNED: [&str; 11] = [
+    "mutex/",
+    "election/",
+    "rwlock/",
+    "semaphore/",
+    "multi/",
+    "members/",
+    "double/waiters/",
+    "queue/claims/",
+    "queue/waiting/",
+    "urgent/claims/",
+    "urgent/waiting/",
+];
+
+/// How long keys may stay that came late.
+const OWNERLESS: Duration = Duration::from_secs(8);
+
 fn look(world: &World, tasks: usize) -> String {
     let fake = &world.fake;
     let mut left = String::new();

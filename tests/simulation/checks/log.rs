@@ -6,6 +6,7 @@ use bytes::Bytes;
 use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
 
 use super::record::revision;
+use super::spans;
 use super::told::{Fate, Told};
 
 pub(crate) type State = BTreeMap<Bytes, KeyValue>;
@@ -26,6 +27,10 @@ pub(crate) const READY: &str = "double/ready";
 /// Latches, each with a number, and the number of count-downs that opens one.
 pub(crate) const LATCHES: &str = "latch/";
 pub(crate) const LATCH_COUNT: u32 = 4;
+/// The plain barrier.
+pub(crate) const BARRIER: &str = "barrier";
+/// What says how many permits there are: those that the semaphore was made with, and behind a space, those of now.
+pub(crate) const LIMIT: &str = "semaphore/limit";
 
 /// What is wrong with the record, if anything is.
 pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
@@ -36,6 +41,7 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
     audits.sort_by_key(|(at, _)| *at);
     let mut audits = audits.into_iter().peekable();
     let mut rounds = Rounds::default();
+    spans::judge(events, told)?;
     for together in events.chunk_by(|one, other| revision(one) == revision(other)) {
         while let Some((at, read)) =
             audits.next_if(|(at, _)| together.first().is_some_and(|event| *at < revision(event)))
@@ -124,6 +130,7 @@ fn sent(puts: &BTreeMap<String, Vec<i64>>, told: &Told) -> Result<(), String> {
         let taken_off = told.taken_off.iter().filter(|taken| *taken == value).count();
         let times = done.len() + taken_off;
         let right = match fate {
+            Fate::Done(_) if times == 0 && told.perhaps_discarded.contains(value) => true,
             Fate::Done(_) if times == 0 && may_be_gone > 0 => {
                 may_be_gone -= 1;
                 true

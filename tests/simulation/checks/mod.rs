@@ -4,4 +4,5 @@ pub(crate) mod held;
 pub(crate) mod left;
 pub(crate) mod log;
 pub(crate) mod record;
+pub(crate) mod spans;
 pub(crate) mod told;

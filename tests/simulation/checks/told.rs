@@ -41,6 +41,14 @@ pub(crate) struct Told {
     pub(crate) taken_off: Vec<String>,
     /// The sessions of those who wanted to take something off, and may have: it may have gone with the session.
     pub(crate) not_taken_off: Vec<Receiver<SessionState>>,
+    /// Who was let through the plain barrier: when the wait began, and when it ended, as revisions.
+    pub(crate) passed: Vec<(i64, i64)>,
+    /// Who got permits: when the asking began and when it ended, as revisions, and how many were out then.
+    pub(crate) permits: Vec<(i64, i64, u32)>,
+    /// How often a dead letter, by key and revision, was told of as moved or deleted.
+    pub(crate) letters: BTreeMap<(Vec<u8>, i64), u32>,
+    /// The values of letters that may have been deleted.
+    pub(crate) perhaps_discarded: Vec<String>,
     /// What became of the count-downs of each latch.
     pub(crate) counted: BTreeMap<String, Vec<Fate>>,
     /// How many of these sessions ended while that was not settled.

@@ -1,0 +1,44 @@
+//! What goes wrong only where it is asked for, until the crate bears it: `SIM_WIDE=all`, or names with commas between.
+
+use std::sync::OnceLock;
+
+/// Something that schedules may have in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wide {
+    /// Requests that are applied minutes later, or when their session has ended.
+    Stragglers,
+    /// Members that lag.
+    Lag,
+    /// Watches that are told late while others are not, and in any order.
+    Victims,
+    /// Errors of writes that were applied.
+    Applied,
+    /// Several keys that are deleted in one revision.
+    Several,
+    /// Good tokens that are refused, several times in a row.
+    Tokens,
+    /// Semaphores that are resized.
+    Resize,
+    /// Leaders by `lead`, of which a clone is kept.
+    Lead,
+    /// Sessions that are orphaned under those who use them, and adopted.
+    Orphan,
+    /// Plain barriers.
+    Barrier,
+    /// Dead letters.
+    Letters,
+}
+
+/// Those that the crate bears.
+const ON: &[Wide] = &[];
+
+/// Whether schedules may have it in them.
+pub(crate) fn on(what: Wide) -> bool {
+    static ASKED: OnceLock<Vec<String>> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| {
+        let names = std::env::var("SIM_WIDE").unwrap_or_default();
+        names.split(',').map(str::to_owned).collect()
+    });
+    let name = format!("{what:?}");
+    ON.contains(&what) || asked.iter().any(|asked| *asked == name || asked == "all")
+}
