@@ -47,6 +47,9 @@ pub(crate) fn wrong(deed: &Deed, left: &[String], writes: &[Write]) -> Vec<Strin
     };
     let mut wrong = Vec::new();
     let mut say = |what: String| wrong.push(what);
+    let is_put = |write: &Write, key: &str| write.key.starts_with(key) && write.kind == EventType::Put;
+    let puts = |key: &str| writes.iter().filter(|write| is_put(write, key)).count();
+    let is_refused = deed.fate == Fate::Failed(Outcome::NotApplied);
     let no_longer = matches!(deed.fate, Fate::Failed(Outcome::Unknown | Outcome::Applied));
     match deed.kind {
         Kind::Take => {
@@ -82,27 +85,31 @@ pub(crate) fn wrong(deed: &Deed, left: &[String], writes: &[Write]) -> Vec<Strin
             if items > 1 {
                 say("an item was put twice".into());
             }
+            if is_refused && items > 0 {
+                say("called not applied, and put".into());
+            }
             if matches!(deed.fate, Fate::Got | Fate::Released) && items != 1 {
                 say(format!("an item that was put is there {items} times"));
             }
         }
         Kind::ExactlyOnce => {
-            let is_put = |write: &&Write| write.key == value(&deed.name) && write.kind == EventType::Put;
-            let puts = writes.iter().filter(is_put).count();
+            let puts = puts(&value(&deed.name));
             if puts > 1 {
                 say(format!("applied {puts} times"));
             }
-            match deed.fate {
-                Fate::Got | Fate::Released if puts == 0 => say("acknowledged and not applied".into()),
-                Fate::Failed(Outcome::NotApplied) if puts > 0 => {
-                    say("called not applied, and applied".into())
-                }
-                _ => {}
+            if is_refused && puts > 0 {
+                say("called not applied, and applied".into());
+            }
+            if matches!(deed.fate, Fate::Got | Fate::Released) && puts == 0 {
+                say("acknowledged and not applied".into());
             }
         }
         Kind::Barrier => {
             if left.iter().any(|key| *key == deed.name) {
                 say("a barrier is held whose hold was given up".into());
+            }
+            if is_refused && puts(&deed.name) > 0 {
+                say("called not applied, and applied".into());
             }
         }
         _ => {
