@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
 use super::{below, mismatch, not_zero};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply, count, unexpected};
 use crate::view::View;
 
@@ -21,7 +22,7 @@ use crate::view::View;
 /// [`reset`](Self::reset) takes them away and closes the latch for another round.
 ///
 /// Every count-down is told to all who wait, as an event of a few bytes and without an RPC; the latch is meant for
-/// counts up to some thousands.
+/// counts up to some thousands. An open latch gains no keys: one that is put while it opens is taken away again.
 ///
 /// Any etcd from 3.4 on will do.
 ///
@@ -108,6 +109,7 @@ impl CountDownLatch {
     /// Safe: it only waits.
     pub async fn wait(&self) -> Result<()> {
         let mut view = View::new(self.session.client(), &self.downs).and_key(&self.total);
+        let (mut rounds, mut backoff) = (0u32, Backoff::default());
         loop {
             let shown = view.until(&self.session, |view| match view.get(&self.total) {
                 None => Some(Ok(false)),
@@ -120,6 +122,10 @@ impl CountDownLatch {
                 true => return Ok(()),
                 false => drop(self.begin().await?),
             }
+            if rounds > 0 {
+                sleep(backoff.next()).await;
+            }
+            rounds += 1;
         }
     }
 
@@ -160,17 +166,19 @@ impl CountDownLatch {
 
     async fn put(self) -> Result<u32> {
         let own = Bytes::from([&self.downs[..], drawn().as_bytes()].concat());
-        let mut ambiguous = false;
+        let (mut ambiguous, mut backoff) = (false, Backoff::default());
         loop {
             let round = self.begun().await.map_err(|error| unknown_if(ambiguous, error))?;
             let this_round = Compare::mod_revision(self.total.clone()).is(round.began);
-            let mut txn = Txn::new().compare(this_round).success(self.count_downs());
+            let mut txn = Txn::new()
+                .compare(this_round)
+                .success(self.count_downs())
+                .failure(self.count_downs())
+                .failure(Op::get(own.clone()))
+                .failure(Op::get(self.total.clone()));
             if !round.open {
-                txn = txn
-                    .compare(Compare::missing(own.clone()))
-                    .success(Op::put(own.clone(), Bytes::new()))
-                    .failure(self.count_downs())
-                    .failure(Op::get(own.clone()));
+                let put = Op::put(own.clone(), Bytes::new());
+                txn = txn.compare(Compare::missing(own.clone())).success(put);
             }
             let answer = self.session.transact(txn, Repeat::Harmless).await;
             let answer = answer.map_err(|error| unknown_if(ambiguous, error))?;
@@ -179,7 +187,13 @@ impl CountDownLatch {
             // What is counted in the transaction was counted before its put.
             let counted = match reply.succeeded {
                 true if round.open => Some(counted(&reply, 0)?),
-                true => Some(counted(&reply, 0)? + 1),
+                true => {
+                    let before = counted(&reply, 0)?;
+                    if before >= i64::from(self.count) && !ambiguous {
+                        self.take_away(own.clone());
+                    }
+                    Some(before + 1)
+                }
                 // An attempt before this one put it.
                 false => reply.first(1).map(|_| counted(&reply, 0)).transpose()?,
             };
@@ -188,13 +202,27 @@ impl CountDownLatch {
                 self.knows(Round { open: left == 0, ..round });
                 return Ok(left);
             }
+            if reply.first(2).is_some_and(|kv| kv.mod_revision == round.began) {
+                return Err(unknown_if(ambiguous, unexpected("a compare failed that holds")));
+            }
             // There is another round. Where the one before it may have counted us, we are not to count again.
             *self.round() = None;
             if ambiguous {
                 let error = Error::new(ErrorKind::Disconnected, Outcome::Unknown).at("KV/Txn");
                 return Err(error.because("the latch was reset while it was counted down"));
             }
+            sleep(backoff.next()).await;
         }
+    }
+
+    /// Takes away a count-down of a latch that was open already: as many as open it are older, and stay.
+    fn take_away(&self, own: Bytes) {
+        let (client, txn) = (self.session.client().clone(), Txn::new().success(Op::delete(own)));
+        self.session.cleanup().spawn(async move {
+            if let Err(error) = client.transport().txn(txn.into(), Repeat::Harmless).await {
+                tracing::debug!(%error, "a latch keeps a key more than it needs");
+            }
+        });
     }
 
     async fn close(self) -> Result<()> {
@@ -229,17 +257,17 @@ impl CountDownLatch {
             .compare(Compare::missing(self.total.clone()))
             .success(Op::put(self.total.clone(), self.value()))
             .success(Op::delete_prefix(self.downs.clone()))
-            .failure(Op::get(self.total.clone()));
+            .failure(Op::get(self.total.clone()))
+            .failure(self.count_downs());
         let reply = self.session.transact(txn, Repeat::Harmless).await?.value;
-        let began = match reply.first(0) {
-            _ if reply.succeeded => reply.header.revision,
+        let round = match reply.first(0) {
+            _ if reply.succeeded => Round { began: reply.header.revision, open: false },
             Some(kv) => {
                 self.check(kv)?;
-                kv.mod_revision
+                Round { began: kv.mod_revision, open: self.left(counted(&reply, 1)?) == 0 }
             }
             None => return Err(unexpected("the latch is neither made nor found")),
         };
-        let round = Round { began, open: false };
         self.knows(round);
         Ok(round)
     }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// The background tasks of one session.
 #[derive(Clone)]
@@ -18,11 +19,14 @@ pub(crate) struct Cleanup {
     tasks: TaskTracker,
     /// Those that must end before the lease is revoked.
     urgent: TaskTracker,
+    /// Work counts as under way also while a caller still waits for it.
+    from_the_start: bool,
 }
 
 impl Cleanup {
     pub(crate) fn new(runtime: Handle) -> Self {
-        Self { runtime, tasks: TaskTracker::new(), urgent: TaskTracker::new() }
+        let (tasks, urgent) = (TaskTracker::new(), TaskTracker::new());
+        Self { runtime, tasks, urgent, from_the_start: false }
     }
 
     /// The same, for work that needs the lease: closing or dropping the session waits for it, for as long as its
@@ -34,7 +38,8 @@ impl Cleanup {
     /// it for good (the lease's end is such a refusal: `LeaseNotFound`). It must hold no `Session`, which would keep the
     /// lease from being revoked at all: a `Client` and the lease's id are enough.
     pub(crate) fn before_revoke(&self) -> Self {
-        Self { runtime: self.runtime.clone(), tasks: self.urgent.clone(), urgent: self.urgent.clone() }
+        let (runtime, urgent) = (self.runtime.clone(), self.urgent.clone());
+        Self { runtime, tasks: urgent.clone(), urgent, from_the_start: true }
     }
 
     /// Waits until the work that must be done before the lease is revoked has ended.
@@ -53,7 +58,8 @@ impl Cleanup {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        Finish { work: Some(Box::pin(work)), cleanup: self.clone() }
+        let counted = self.from_the_start.then(|| self.tasks.token());
+        Finish { work: Some(Box::pin(work)), cleanup: self.clone(), counted }
     }
 
     /// Waits until all work in the background has ended.
@@ -68,6 +74,8 @@ impl Cleanup {
 pub(crate) struct Finish<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     cleanup: Cleanup,
+    /// A caller that is told of the session's end drops its work, but not before the revoke would be sent.
+    counted: Option<TaskTrackerToken>,
 }
 
 impl<T: Send + 'static> Future for Finish<T> {
@@ -77,6 +85,7 @@ impl<T: Send + 'static> Future for Finish<T> {
         let Some(work) = &mut self.work else { return Poll::Pending };
         let done = std::task::ready!(work.as_mut().poll(context));
         self.work = None;
+        self.counted = None;
         Poll::Ready(done)
     }
 }

@@ -11,8 +11,6 @@ use super::slip::Slips;
 use crate::error::{Error, Outcome, Result};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
-use crate::txn::Txn;
 use crate::waitlist::{Waitlist, checked};
 
 /// A queue, seen through a session.
@@ -72,10 +70,6 @@ impl Core {
             done = work => done,
         }
     }
-
-    pub(super) async fn transact_done(&self, txn: Txn) -> Result<()> {
-        self.session.transact(txn, Repeat::Harmless).await.map(drop)
-    }
 }
 
 /// An item in hand.
@@ -100,9 +94,14 @@ pub(super) fn deliveries(version: i64, returns: i64) -> u32 {
     u32::try_from(version - 1 - returns).unwrap_or(0)
 }
 
-pub(super) fn read_returns(kv: &KeyValue) -> i64 {
-    // Somebody else may have written it: no number that others cannot be added to.
-    std::str::from_utf8(&kv.value).ok().and_then(|text| text.parse::<u32>().ok()).map_or(0, i64::from)
+/// What a key of returns counts, where it is that of the item with this create_revision.
+pub(super) fn read_returns(kv: Option<&KeyValue>, created: i64) -> i64 {
+    let read = |kv: &KeyValue| {
+        let (returns, of) = std::str::from_utf8(&kv.value).ok()?.split_once(' ')?;
+        // Another client may have written it: no number that others cannot be added to.
+        (of.parse() == Ok(created)).then(|| returns.parse::<u32>().ok())?
+    };
+    kv.and_then(read).map_or(0, i64::from)
 }
 
 #[cfg(test)]
@@ -113,16 +112,20 @@ mod tests {
     #[test]
     fn no_count_of_returns_is_too_odd() {
         for (text, version, delivered) in [
-            ("2", 5, 2),
+            ("2 7", 5, 2),
+            // Another item's.
+            ("2 6", 5, 4),
+            ("2", 5, 4),
             ("", 2, 1),
-            ("9", 2, 0),
-            ("-9223372036854775808", 3, 2),
-            ("9223372036854775807", 2, 1),
+            ("9 7", 2, 0),
+            ("-9223372036854775808 7", 3, 2),
+            ("9223372036854775807 7", 2, 1),
         ] {
             let kv = KeyValue { value: text.into(), ..Default::default() };
-            assert!(read_returns(&kv).checked_add(2).is_some(), "{text}");
-            let counted = deliveries(version, read_returns(&kv));
-            assert_eq!(counted, delivered, "{text}");
+            let returns = read_returns(Some(&kv), 7);
+            assert!(returns.checked_add(2).is_some(), "{text}");
+            assert_eq!(deliveries(version, returns), delivered, "{text}");
         }
+        assert_eq!(read_returns(None, 7), 0);
     }
 }

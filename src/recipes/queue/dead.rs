@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use bytes::Bytes;
 
 use super::core::{Core, deliveries, read_returns};
-use super::keys::Head;
+use super::keys::{Head, level};
 use crate::error::{Error, Result};
+use crate::key::unique_key;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, by_age};
 
@@ -62,7 +63,7 @@ impl Core {
         let Some(kv) = reply.found(0)?.first().filter(|kv| kv.mod_revision == head.mod_revision) else {
             return Ok(true);
         };
-        if !self.is_spent(deliveries(kv.version, reply.found(1)?.first().map_or(0, read_returns))) {
+        if !self.is_spent(deliveries(kv.version, read_returns(reply.found(1)?.first(), kv.create_revision))) {
             return Ok(false);
         }
         let txn = Txn::new()
@@ -84,26 +85,17 @@ impl Core {
             .collect())
     }
 
-    /// Puts a dead letter at the end of the queue. False if it is no longer there.
+    /// Puts a dead letter at the end of the queue, as a new item in a new place. False if it is no longer there.
     pub(super) async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
-        let item = self.keys.item(&self.place_of(letter)?);
-        self.remove(letter, Some(Op::put(item, letter.value.clone()))).await
+        let place = self.place_of(letter)?;
+        let item = self.keys.item(&unique_key(&level(&place), self.session.lease()));
+        self.once(item.clone(), remove(letter).success(Op::put(item, letter.value.clone()))).await
     }
 
     /// Deletes a dead letter. False if it is no longer there.
     pub(super) async fn discard(&self, letter: &DeadLetter) -> Result<bool> {
         self.place_of(letter)?;
-        self.remove(letter, None).await
-    }
-
-    async fn remove(&self, letter: &DeadLetter, instead: Option<Op>) -> Result<bool> {
-        let txn = Txn::new()
-            .compare(Compare::create_revision(letter.key.clone()).is(letter.revision))
-            .success(Op::delete(letter.key.clone()));
-        let answer =
-            self.session.transact(instead.into_iter().fold(txn, Txn::success), Repeat::Harmless).await?;
-        // With an attempt of unknown fate before it, it was most likely that one which found the letter.
-        Ok(answer.value.succeeded || answer.ambiguous)
+        self.once(unique_key(b"", self.session.lease()), remove(letter)).await
     }
 
     fn place_of(&self, letter: &DeadLetter) -> Result<Bytes> {
@@ -112,4 +104,10 @@ impl Core {
             .map(|place| letter.key.slice_ref(place))
             .ok_or_else(|| Error::invalid("letter", "it is another queue's"))
     }
+}
+
+fn remove(letter: &DeadLetter) -> Txn {
+    Txn::new()
+        .compare(Compare::create_revision(letter.key.clone()).is(letter.revision))
+        .success(Op::delete(letter.key.clone()))
 }

@@ -85,14 +85,17 @@ macro_rules! queue {
             }
 
             /// Puts a dead letter at the end of the queue, or of its priority, as a new item; false if it is no longer
-            /// there. One RPC.
+            /// there, and was not taken away by this call. One RPC.
             ///
             /// # Errors
-            /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for another queue's letter. Whatever keeps
-            /// the server from answering until the client's request timeout: calling again is harmless.
+            /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for another queue's letter.
+            /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) when the session is lost. Whatever keeps the server from
+            /// answering until the client's request timeout. Where it cannot be told whether this call or another took
+            /// the letter away, [`Error::outcome`](crate::Error::outcome) is
+            /// [`Unknown`](crate::Outcome::Unknown). Calling again is harmless: it says false where it was done.
             ///
             /// # Cancel safety
-            /// A letter whose future is dropped may have been moved, or not; calling again is harmless.
+            /// Dropping the future lets it go on in the background; calling again is harmless.
             pub async fn requeue(&self, letter: &$crate::DeadLetter) -> $crate::Result<bool> {
                 self.core.requeue(letter).await
             }

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::core::{Core, Item};
+use super::settle::Settler;
 use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::transport::retry::{Repeat, may_pass};
-use crate::txn::{Compare, Op, Txn};
+use crate::txn::{Op, Txn};
 
 /// An item that is claimed. Dropped before it was handed out, it goes back to its place in the background.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ impl Held {
     pub(super) fn keep(self) -> Bytes {
         debug_assert_eq!(self.take, Take::Keep, "what is not bound to the session may be delivered again");
         self.settled.store(true, Ordering::Relaxed);
-        in_background(&self.core, self.delete());
+        self.in_background(self.delete());
         self.item.kv.value.clone()
     }
 
@@ -85,7 +86,7 @@ impl Held {
         self.fence.fall(LostReason::Released);
         let deciding =
             decide(self.core.clone(), self.fence.clone(), self.item.clone(), txn, self.unclaim(), ends);
-        let deciding = self.core.session.cleanup().finish(deciding);
+        let deciding = self.core.session.cleanup().before_revoke().finish(deciding);
         self.core.unless_lost(deciding, &AtomicBool::new(true)).await
     }
 
@@ -116,23 +117,14 @@ impl Held {
 
     /// Gives the item back as if nobody had ever taken it.
     fn give_back(&self) {
-        let (core, item, take) = (self.core.clone(), self.item.clone(), self.take);
-        // The take has written the item, and so will this.
-        let returns = Op::put(core.keys.returns(&item.place), (item.returns + 2).to_string());
-        let txn = core.take_back(&item.place, self.fence.is_owner()).success(returns);
-        self.core.session.cleanup().spawn(async move {
-            let in_doubt = AtomicBool::new(false);
-            let give_back = || async {
-                let given = core.transact_done(txn.clone()).await;
-                let unknown = given.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown);
-                in_doubt.fetch_or(unknown, Ordering::Relaxed);
-                given
-            };
-            let done = core.session.settle("an item that is given back", give_back).await;
-            if !done && take == Take::Keep {
-                save(&core, &item, txn.clone(), in_doubt.load(Ordering::Relaxed)).await;
-            }
-        });
+        let (item, ours) = (self.item.clone(), self.fence.is_owner());
+        let giving = Settler::new(&self.core).give_back(item, ours, self.take == Take::Keep);
+        self.core.session.cleanup().before_revoke().spawn(giving);
+    }
+
+    /// What the end of the session does as well.
+    fn in_background(&self, txn: Txn) {
+        self.core.session.cleanup().spawn(Settler::new(&self.core).while_leased(txn));
     }
 }
 
@@ -143,7 +135,7 @@ impl Drop for Held {
         }
         self.fence.fall(LostReason::Released);
         if self.delivered {
-            in_background(&self.core, self.unclaim());
+            self.in_background(self.unclaim());
         } else {
             self.give_back();
         }
@@ -158,7 +150,9 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         Err(error) => {
             // What the server refuses it will refuse again: others may have the item.
             let refused = error.outcome() == Outcome::NotApplied && !may_pass(error.kind());
-            in_background(&core, if refused { unclaim } else { txn });
+            let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
+            let settling = Settler::new(&core).one_of(first, otherwise);
+            core.session.cleanup().before_revoke().spawn(settling);
             return Err(error);
         }
     };
@@ -173,34 +167,5 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         Ok(answer) if answer.value.ttl >= 0 => Ok(()),
         Ok(_) => Err(Error::from(session.lease_handle().gone()).with_outcome(Outcome::Unknown)),
         Err(error) => Err(error.with_outcome(Outcome::Unknown)),
-    }
-}
-
-fn in_background(core: &Core, txn: Txn) {
-    let spawned = core.clone();
-    core.session.cleanup().spawn(async move {
-        spawned.session.settle("an item", || spawned.transact_done(txn.clone())).await;
-    });
-}
-
-/// Saves an item that nobody was given, and that goes with a session that has just ended: in its place if the lease
-/// still stands, else at the end of the queue. Where it may have been given back before, others may have had it since.
-async fn save(core: &Core, item: &Item, give_back: Txn, in_doubt: bool) {
-    let saved = async {
-        let given = core.session.transact(give_back, Repeat::Harmless).await?;
-        if given.value.succeeded || given.ambiguous || in_doubt {
-            return Ok(given.value.succeeded);
-        }
-        let key = core.keys.item(&item.place);
-        let put =
-            Txn::new().compare(Compare::missing(key.clone())).success(Op::put(key, item.kv.value.clone()));
-        core.session.transact(put, Repeat::Never).await.map(|answer| answer.value.succeeded)
-    };
-    match saved.await {
-        Ok(true) => {}
-        Ok(false) => tracing::warn!(place = ?item.place, "an item may have gone with its session"),
-        Err::<_, Error>(error) => {
-            tracing::warn!(%error, place = ?item.place, "an item may have gone with its session");
-        }
     }
 }

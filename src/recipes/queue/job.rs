@@ -54,8 +54,8 @@ impl Job {
 
     /// How often the item was delivered, this time included: 1 at the first.
     ///
-    /// Counted on the server, in the transaction that takes the item. A take whose future was dropped does not count; one
-    /// of which no answer came counts twice.
+    /// Counted on the server, in the transaction that takes the item. A take whose future was dropped, or which got no
+    /// answer, does not count, unless its session's lease ended before that could be settled.
     pub fn deliveries(&self) -> u32 {
         self.held.deliveries()
     }
@@ -66,7 +66,8 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::Lost`] if the job was lost before: the item was, or will be, delivered again. With
     /// [`Outcome::Unknown`] it was lost while the acknowledgement was under way. Any other error means that the
-    /// acknowledgement goes on in the background until it is settled.
+    /// acknowledgement goes on in the background until it is settled; closing the session waits for that, as long as the
+    /// client's request timeout, and after that the item is delivered again.
     ///
     /// # Cancel safety
     /// Dropping the future lets the acknowledgement go on in the background.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `{name}/items/{place}` | none | an item; its create_revision is its place in the order |
 //! | `{name}/claims/{place}` | the worker's | the item is in hand |
-//! | `{name}/returns/{place}` | none | how many of the item's writes were no deliveries |
+//! | `{name}/returns/{place}` | the item's | how many of the item's writes were no deliveries, and its create_revision |
 //! | `{name}/senders/{lease}-{random}` | the sender's | what was sent last with this slip |
 //! | `{name}/undelivered/{place}` | none | a dead letter |
 //! | `{name}/waiting/{lease}` | the consumer's | who waits for an item |
@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use crate::key::prefix_end;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::txn::Op;
 use crate::watch::Watch;
 
 #[derive(Debug, Clone)]
@@ -72,6 +73,12 @@ impl Keys {
 
     pub(super) fn returns(&self, place: &[u8]) -> Bytes {
         join(&self.returns, place)
+    }
+
+    /// Says how many writes of an item were no deliveries. With its create_revision: a key that has outlived its item says
+    /// nothing of another.
+    pub(super) fn count_returns(&self, place: &[u8], created: i64, returns: i64) -> Op {
+        Op::put(self.returns(place), format!("{returns} {created}"))
     }
 
     pub(super) fn undelivered(&self, place: &[u8]) -> Bytes {
@@ -131,9 +138,14 @@ impl Keys {
 impl Head {
     /// The part of its place that says how urgent it is: all up to the last slash. Empty where all are equal.
     pub(super) fn level(&self) -> Bytes {
-        let end = self.place.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-        self.place.slice(..end)
+        level(&self.place)
     }
+}
+
+/// The level of a place.
+pub(super) fn level(place: &Bytes) -> Bytes {
+    let end = place.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    place.slice(..end)
 }
 
 fn earlier(one: Head, other: Head) -> Head {

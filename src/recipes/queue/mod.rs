@@ -10,6 +10,7 @@ mod look;
 mod priority;
 mod read;
 mod send;
+mod settle;
 mod slip;
 mod take;
 
@@ -41,9 +42,10 @@ use crate::session::Session;
 ///   than once, and whoever gets it is told how often it was.
 /// - **In their order:** a consumer gets items in the order of the queue. With several, items are taken in that order.
 /// - **Not lost on the way:** an item that was taken for a future that was dropped, or for a reply that never came,
-///   goes back to its place in the order. If the session ends meanwhile it goes to the end of the queue. It is lost
-///   where the server cannot be reached before the lease's end, and where a dequeue's reply never came and the session
-///   ends, or is closed, within the next half minute: a dequeue that was waited for then fails with
+///   goes back to its place in the order, at once when the session is closed: [`Session::close`] waits for that, as long
+///   as the client's request timeout, before it revokes the lease. Where the reply came and the lease ended all the same, it
+///   goes to the end of the queue. It is lost in one case: a dequeue took it, that reply never came, and the server
+///   could not be reached any more before the lease ended. A dequeue that was waited for then fails with
 ///   [`Outcome::Unknown`].
 ///
 /// # Cost
@@ -56,7 +58,7 @@ use crate::session::Session;
 /// keep the values elsewhere, or spread them over several queues.
 ///
 /// While the queue's handle lives, it keeps one small key of the session under `{name}/senders/` for each of the
-/// enqueues that were ever under way at once.
+/// enqueues (and moves of dead letters) that were ever under way at once.
 ///
 /// # Interplay
 /// All keys are under `{name}/`, so that a queue `job` has nothing to do with a queue `job2`; other names should not

@@ -4,12 +4,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
 use super::core::Core;
 use super::look::{Look, Looked};
-use crate::error::Result;
-use crate::pb::mvccpb::KeyValue;
-use crate::txn::{Op, Txn, TxnReply, count, unexpected};
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::pb::etcdserverpb as pb;
+use crate::transport::retry::Backoff;
+use crate::txn::{Txn, TxnReply, count, unexpected};
 
 impl Core {
     /// How many items wait to be taken: one RPC.
@@ -20,18 +22,27 @@ impl Core {
         Ok(u64::try_from(waiting).unwrap_or(0))
     }
 
-    /// The value of the item that would be taken next.
+    /// The value of the item that would be taken next, at the revision of the look.
     pub(super) async fn peek(&self) -> Result<Option<Bytes>> {
-        loop {
-            let Some(head) = self.look().await?.head else { return Ok(None) };
-            let item = Op::get(self.keys.item(&head.place));
-            let reply = self.session.read(Txn::new().success(item)).await?;
-            // A key of another incarnation was seen by no look of ours.
-            let seen = |kv: &&KeyValue| kv.create_revision == head.create_revision;
-            if let Some(kv) = reply.found(0)?.first().filter(seen) {
-                return Ok(Some(kv.value.clone()));
+        let mut backoff = Backoff::default();
+        for _ in 0..MOST_LOOKS {
+            let looked = self.look().await?;
+            let Some(head) = looked.head else { return Ok(None) };
+            let (key, revision) = (self.keys.item(&head.place), looked.revision);
+            let item = pb::RangeRequest { key, revision, ..Default::default() };
+            match self.session.read(Txn::new().success(item.into())).await {
+                Ok(reply) => {
+                    let kv =
+                        reply.found(0)?.first().ok_or_else(|| unexpected("an item was there and was not"))?;
+                    return Ok(Some(kv.value.clone()));
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                    sleep(backoff.next()).await;
+                }
+                Err(error) => return Err(error),
             }
         }
+        Err(endless())
     }
 
     /// Looks for the first item that nobody has in hand: one RPC, and another where many are.
@@ -49,7 +60,13 @@ impl Core {
     }
 
     async fn look_by(&self, mut look: Look) -> Result<Looked> {
-        loop {
+        let mut backoff = Backoff::default();
+        for round in 0..MOST_LOOKS {
+            // Where others are quick, what is read grows faster than what they take.
+            if round > 1 {
+                sleep(backoff.next()).await;
+                look = look.further();
+            }
             let ops = look.ops(&self.keys);
             let reply = self.session.read(ops.into_iter().fold(Txn::new(), Txn::success)).await?;
             let looked = self.read_look(&look, &reply, 0)?;
@@ -58,6 +75,7 @@ impl Core {
                 None => return Ok(looked),
             }
         }
+        Err(endless())
     }
 
     /// A look that reaches over as many items in hand as were seen last.
@@ -80,3 +98,10 @@ impl Core {
         self.shared.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+fn endless() -> Error {
+    Error::protocol("the queue is another one at each look", Outcome::NotApplied).at("KV/Txn")
+}
+
+/// With what is read doubling each time, no true server needs as many.
+const MOST_LOOKS: usize = 16;

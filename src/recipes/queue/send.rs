@@ -1,11 +1,11 @@
-//! Putting items, each once: see [`slip`](super::slip).
+//! What is done once: putting items, and taking dead letters away. See [`slip`](super::slip).
 
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
 use super::core::Core;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
 use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn};
@@ -13,18 +13,26 @@ use crate::txn::{Op, Txn};
 impl Core {
     /// Puts an item at the end of its level: one RPC.
     pub(super) async fn enqueue(&self, level: &str, value: Bytes) -> Result<()> {
-        self.session.check()?;
         let item = self.keys.item(&unique_key(level.as_bytes(), self.session.lease()));
-        let sending = self.session.cleanup().finish(self.clone().send(item, value));
+        match self.once(item.clone(), Txn::new().success(Op::put(item, value))).await? {
+            true => Ok(()),
+            false => Err(Error::protocol("a compare failed that holds", Outcome::NotApplied).at("KV/Txn")),
+        }
+    }
+
+    /// Applies a transaction once, however often it is sent, under a mark of its own. False where its compares did not
+    /// hold; they must be such as never hold again after that. It has no operations for that case.
+    pub(super) async fn once(&self, mark: Bytes, txn: Txn) -> Result<bool> {
+        self.session.check()?;
+        let sending = self.session.cleanup().before_revoke().finish(self.clone().send(mark, txn));
         self.unless_lost(sending, &AtomicBool::new(true)).await
     }
 
-    async fn send(self, item: Bytes, value: Bytes) -> Result<()> {
+    async fn send(self, mark: Bytes, txn: Txn) -> Result<bool> {
         let slip = self.shared.slips.take();
-        let txn = Txn::new()
+        let txn = txn
             .compare(slip.unwritten())
-            .success(Op::put(item.clone(), value))
-            .success(Op::put_with_lease(slip.key.clone(), item.clone(), self.session.lease()))
+            .success(Op::put_with_lease(slip.key.clone(), mark.clone(), self.session.lease()))
             .failure(Op::get(slip.key.clone()));
         let answer = match self.session.transact(txn, Repeat::Harmless).await {
             Ok(answer) => answer,
@@ -38,17 +46,29 @@ impl Core {
         let reply = answer.value;
         if reply.succeeded {
             self.shared.slips.written(slip, reply.header.revision, answer.ambiguous);
-            return Ok(());
+            return Ok(true);
         }
-        match reply.found(0)?.first() {
-            Some(kv) if kv.value == item => {
-                self.shared.slips.written(slip, kv.mod_revision, true);
-                Ok(())
+        let found = reply.found(0)?.first();
+        if let Some(kv) = found.filter(|kv| kv.value == mark) {
+            self.shared.slips.written(slip, kv.mod_revision, true);
+            return Ok(true);
+        }
+        let outcome = if answer.ambiguous { Outcome::Unknown } else { Outcome::NotApplied };
+        match found {
+            // No attempt has written it, nor will one: not even one that is still under way.
+            Some(_) if slip.is_as_known(found) => {}
+            None if slip.is_as_known(found) && !answer.ambiguous => {}
+            // It may have been written and gone since.
+            None if slip.is_as_known(found) => {
+                let error = Error::new(ErrorKind::Disconnected, outcome).at("KV/Txn");
+                return Err(error.because("it cannot be told what an attempt without an answer did"));
             }
             _ => {
-                let outcome = if answer.ambiguous { Outcome::Unknown } else { Outcome::NotApplied };
-                Err(Error::protocol("somebody else writes this queue's slips", outcome).at("KV/Txn"))
+                let error = Error::protocol("another client writes this queue's slips", outcome);
+                return Err(error.at("KV/Txn"));
             }
         }
+        self.shared.slips.unused(slip);
+        Ok(false)
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::key::unique_key;
+use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn};
@@ -60,6 +61,11 @@ impl Slip {
     /// Nobody has written it since.
     pub(super) fn unwritten(&self) -> Compare {
         Compare::mod_revision(self.key.clone()).is(self.mod_revision)
+    }
+
+    /// The same of what was read.
+    pub(super) fn is_as_known(&self, found: Option<&KeyValue>) -> bool {
+        found.map_or(0, |kv| kv.mod_revision) == self.mod_revision
     }
 }
 

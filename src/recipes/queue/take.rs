@@ -12,17 +12,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::core::{Core, Item, read_returns};
 use super::held::Held;
 use super::job::Job;
 use super::keys::{Freed, Head};
 use super::look::Looked;
-use crate::error::{ErrorKind, Outcome, Result};
+use super::settle::{Settler, write_again};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
-use crate::pb::etcdserverpb as pb;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn};
 use crate::watch::second_look;
 
@@ -85,11 +85,13 @@ impl Core {
             return Ok(held);
         }
         let _place = self.list.enter(Bytes::new()).await?;
+        let mut backoff = Backoff::default();
         loop {
             match self.follow(take, under_way).await {
                 Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
                 other => return other,
             }
+            sleep(backoff.next()).await;
         }
     }
 
@@ -130,12 +132,22 @@ impl Core {
         take: Take,
         under_way: &AtomicBool,
     ) -> Result<std::result::Result<Held, i64>> {
+        let (mut races, mut backoff) = (0, Backoff::default());
+        let mut last: Option<Head> = None;
         while let Some(head) = looked.head {
+            if last.replace(head.clone()).as_ref() == Some(&head) {
+                // It is as it was seen and claimed by no other, and yet it was not to be had.
+                return Err(Error::protocol("a compare failed that holds", Outcome::NotApplied).at("KV/Txn"));
+            }
+            races += 1;
+            if races > MOST_RACES {
+                sleep(backoff.next()).await;
+            }
             if self.may_be_spent(head.version) && self.bury(&head).await? {
                 looked = self.look().await?;
                 continue;
             }
-            let taking = self.session.cleanup().finish(self.clone().claim(head, take));
+            let taking = self.session.cleanup().before_revoke().finish(self.clone().claim(head, take));
             under_way.store(true, Ordering::Relaxed);
             let taken = taking.await;
             under_way.store(false, Ordering::Relaxed);
@@ -172,11 +184,23 @@ impl Core {
             txn = txn.success(op.clone()).failure(op);
         }
         txn = look.ops(&self.keys).into_iter().fold(txn, Txn::failure);
-        let answer = match self.session.transact(txn, Repeat::Harmless).await {
+        if take == Take::Keep && head.version > 1 {
+            // What is counted of it goes where it goes.
+            let returns = self.keys.returns(&head.place);
+            let bind = Txn::new().compare(Compare::exists(returns.clone()));
+            txn = txn.success(Op::txn(bind.success(write_again(returns, lease))));
+        }
+        let answer = tokio::select! {
+            biased;
+            // The item may go with the lease: no time to wait for the answer.
+            reason = self.session.lost() => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
+            answer = self.session.transact(txn, Repeat::Harmless) => answer,
+        };
+        let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 if error.outcome() != Outcome::NotApplied {
-                    self.settle(head.place, mark);
+                    self.settle(head, mark);
                 }
                 return Err(error);
             }
@@ -191,7 +215,7 @@ impl Core {
         };
         match (ours, reply.found(kvs)?.first()) {
             (Some(claimed_at), Some(kv)) => {
-                let returns = reply.found(kvs + 1)?.first().map_or(0, read_returns);
+                let returns = read_returns(reply.found(kvs + 1)?.first(), kv.create_revision);
                 if take == Take::Lend {
                     // One more in hand than the look saw: the next one reads over it at once.
                     self.shared.claims.fetch_add(1, Ordering::Relaxed);
@@ -202,43 +226,19 @@ impl Core {
             (None, _) => Ok(Taken::Lost(self.read_look(&look, &reply, 3)?)),
             // Somebody deletes items by hand.
             (Some(_), None) => {
-                self.settle(head.place, mark);
+                self.settle(head, mark);
                 let looked = self.read_look(&look, &reply, 3)?;
                 Ok(Taken::Lost(Looked { head: None, more: Some(look), ..looked }))
             }
         }
     }
 
-    /// Takes back a claim of which nobody knows whether it was put.
-    fn settle(&self, place: Bytes, mark: Bytes) {
-        let core = self.clone();
-        self.session.cleanup().spawn(async move {
-            let take_back =
-                || core.take_back(&place, Compare::value(core.keys.claim(&place)).is(mark.clone()));
-            core.session.settle("a claim", || core.transact_done(take_back())).await;
-            let (client, txn) = (core.session.client().clone(), take_back());
-            core.session.settle_again("a claim", move || {
-                let (client, txn) = (client.clone(), txn.clone());
-                async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
-            });
-        });
-    }
-
-    /// Deletes a claim, and leaves the item to others.
-    pub(super) fn take_back(&self, place: &[u8], ours: Compare) -> Txn {
-        let (item, claim) = (self.keys.item(place), self.keys.claim(place));
-        let unclaim = Txn::new().compare(ours.clone()).success(Op::delete(claim.clone()));
-        // An item that is not there cannot be written again: the server would refuse the whole.
-        Txn::new()
-            .compare(ours)
-            .compare(Compare::exists(item.clone()))
-            .success(Op::delete(claim))
-            .success(write_again(item, 0))
-            .failure(Op::txn(unclaim))
+    /// Settles a take of which nobody knows whether it was applied.
+    fn settle(&self, head: Head, mark: Bytes) {
+        let settling = Settler::new(self).take(head.place, head.mod_revision, mark);
+        self.session.cleanup().before_revoke().spawn(settling);
     }
 }
 
-/// Writes a key as it is, with another lease, or none.
-fn write_again(key: Bytes, lease: i64) -> Op {
-    pb::PutRequest { key, lease, ignore_value: true, ..Default::default() }.into()
-}
+/// So many races are lost without a pause, where many consumers meet.
+const MOST_RACES: u32 = 16;

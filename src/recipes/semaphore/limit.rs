@@ -1,13 +1,14 @@
 //! How many permits there are: a key, and what it says.
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
 use super::super::mismatch;
-use crate::error::Result;
+use crate::error::{Outcome, Result};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, count};
+use crate::transport::retry::{Backoff, Repeat};
+use crate::txn::{Compare, Op, Txn, count, unexpected};
 
 /// The limit of a semaphore. Its value is the number that the semaphore was made with, and behind a space the one that
 /// it has now, if that is another.
@@ -60,7 +61,7 @@ impl Limit {
     /// Gives it another number.
     pub(super) async fn change(&self, session: &Session, permits: u32) -> Result<()> {
         let value = Bytes::from(format!("{} {permits}", self.made));
-        let mut seen = 0;
+        let (mut seen, mut backoff) = (0, None::<Backoff>);
         loop {
             let txn = Txn::new()
                 .compare(Compare::mod_revision(self.key.clone()).is(seen))
@@ -72,7 +73,16 @@ impl Limit {
             if reply.succeeded || found.is_some_and(|kv| kv.value == value) {
                 return Ok(());
             }
-            seen = found.map_or(0, |kv| kv.mod_revision);
+            let now = found.map_or(0, |kv| kv.mod_revision);
+            if now == seen {
+                return Err(unexpected("a compare failed that holds").with_outcome(Outcome::NotApplied));
+            }
+            seen = now;
+            // The first time what there is was not known; after that others were quicker.
+            match &mut backoff {
+                Some(backoff) => sleep(backoff.next()).await,
+                None => backoff = Some(Backoff::default()),
+            }
         }
     }
 }

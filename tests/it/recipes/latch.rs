@@ -92,6 +92,25 @@ on_every_backend! {
         waiting.join_all().await.into_iter().for_each(|waited| waited.unwrap());
     }
 
+    /// Each new handle put a key without a lease on a latch that was open: it grew for as long as others counted down.
+    async fn an_open_latch_gains_no_keys(backend: Backend) {
+        let (name, client) = (backend.key("latch"), backend.client());
+        let session = session(&client).await;
+        let (one, old) = (latch(&session, &name, 2), latch(&session, &name, 2));
+        assert_eq!((old.count_down().await.unwrap(), one.count_down().await.unwrap()), (1, 0));
+        assert_eq!(keys(&client, &name).await, 3);
+        for _ in 0..5 {
+            assert_eq!(latch(&session, &name, 2).count_down().await.unwrap(), 0);
+        }
+        assert_eq!(keys(&client, &name).await, 3);
+        // A handle that knew it closed puts one, and takes it away.
+        assert_eq!(old.count_down().await.unwrap(), 0);
+        until("it to go", LONG, async || (keys(&client, &name).await == 3).then_some(())).await;
+        one.wait().await.unwrap();
+        one.reset().await.unwrap();
+        assert_eq!(one.count().await.unwrap(), 2);
+    }
+
     async fn another_count_is_told_and_changes_nothing(backend: Backend) {
         let (name, client) = (backend.key("latch"), backend.client());
         let session = session(&client).await;

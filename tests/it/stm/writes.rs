@@ -46,7 +46,7 @@ async fn after(
         None => {}
         Some(false) => drop(put(client, key, "before").await),
         Some(true) => {
-            drop(stm.run(|txn| async move { txn.put_with_lease(key, "before", old) }).await.unwrap())
+            stm.run(|txn| async move { txn.put_with_lease(key, "before", old) }).await.map(drop).unwrap();
         }
     }
     for (n, run) in runs.iter().enumerate() {

@@ -142,29 +142,6 @@ async fn a_take_of_unknown_fate_is_taken_back() {
     until_clean(&fake).await;
 }
 
-/// It arrives when the take was given up long ago: the claim it leaves is found and deleted.
-#[tokio::test(start_paused = true)]
-async fn a_straggling_take_holds_nothing_for_good() {
-    let fake = FakeEtcd::start();
-    let session = session(&fake.client()).await;
-    let queue = queue(&session, "q");
-    queue.enqueue("item").await.unwrap();
-    let late = fake.fault(On::rpc(Rpc::Txn).matching(puts("claims")).once(), Do::delay(S(14)));
-    let taking = tokio::spawn({
-        let queue = queue.clone();
-        async move { queue.dequeue().await }
-    });
-    until(&fake, |_| late.hits() == 1).await;
-    let cut = fake.fault(On::rpc(Rpc::Txn).matching(puts("claims")), Do::vanish());
-    taking.await.unwrap().unwrap_err();
-    cut.remove();
-    assert_eq!(late.hits(), 1);
-    until(&fake, |fake| count(fake, "claims") == 1).await;
-    until(&fake, |fake| count(fake, "claims") == 0).await;
-    assert_eq!(text(queue.dequeue().await.unwrap()), "item");
-    until_clean(&fake).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_an_items_end_is_lost() {
     let fake = FakeEtcd::start();
@@ -179,23 +156,6 @@ async fn the_reply_of_an_items_end_is_lost() {
     }
     until_clean(&fake).await;
     assert!(lost.hits() >= 3);
-}
-
-/// The session ends while nobody knows whether the item was taken: the one case in which it may be lost, and it is told.
-#[tokio::test(start_paused = true)]
-async fn the_session_ends_while_an_item_is_on_its_way() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-    queue(&b, "q").enqueue("item").await.unwrap();
-    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::lose_reply_by(LoseReply::Hang));
-    let taking = tokio::spawn({
-        let queue = queue(&a, "q");
-        async move { queue.dequeue().await }
-    });
-    until(&fake, |fake| count(fake, "claims") == 1).await;
-    a.close().await.unwrap();
-    let error = taking.await.unwrap().unwrap_err();
-    assert_eq!((error.lost_reason(), error.outcome()), (Some(LostReason::Closed), Outcome::Unknown));
 }
 
 /// The future is dropped and the session closed while the answer is on its way: the item is put again.

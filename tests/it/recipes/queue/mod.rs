@@ -8,6 +8,7 @@ mod herd;
 mod jobs;
 mod model;
 mod priority;
+mod settled;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
