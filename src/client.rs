@@ -108,6 +108,10 @@ impl Client {
 
     /// Commits a transaction: one RPC. It is not repeated unless it was certainly not applied.
     ///
+    /// The cluster decides its compares, also where it has no operations, or only serializable reads: by itself, etcd
+    /// has one member answer such a transaction from what it has, which may be the past. It then takes one operation
+    /// more of the server's `--max-txn-ops`.
+    ///
     /// For one behind a lock's fence, see [`Fence::txn`](crate::Fence::txn).
     ///
     /// # Errors
@@ -117,7 +121,9 @@ impl Client {
     /// # Cancel safety
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn txn(&self, txn: Txn) -> Result<TxnReply> {
-        self.0.transport.txn(txn.into(), Repeat::Never).await?.value.try_into()
+        let (txn, added) = txn.vouched();
+        let answer = self.0.transport.txn(txn.into(), Repeat::Never).await?;
+        TxnReply::try_from(answer.value)?.without_read(added)
     }
 
     /// Watches keys, on the one stream that all watches of this client share. Nothing is waited for; see

@@ -251,8 +251,9 @@ impl fmt::Debug for Fence {
 /// A holder that was paused, partitioned or replaced cannot write with it, however late its request arrives. That
 /// protects what lives in etcd; for what lives elsewhere, hand on the guard's token and have it checked there.
 ///
-/// The fence takes one compare for each key of the guard, and with compares of your own one operation more, out of the
-/// server's `--max-txn-ops`.
+/// The fence takes one compare for each key of the guard out of the server's `--max-txn-ops`, and one operation more with
+/// compares of your own, or where there is no operation, or only serializable reads: the server then reads the key, too,
+/// so that it cannot answer from the past.
 ///
 /// ```
 /// # use etcd_concurrency::{Compare, ErrorKind, Mutex, Op, Session, Txn, fake::FakeEtcd};
@@ -311,6 +312,8 @@ impl FencedTxn<'_> {
         // The fence's own failure must not be taken for that of the user's compares.
         let flat = self.txn.is_unconditional();
         let request = if flat { fenced(self.txn) } else { fenced(Txn::new()).success(Op::txn(self.txn)) };
+        // Of compares alone, or with serializable reads only, one member would tell from what may be the past.
+        let (request, added) = request.vouched();
         // A lease that is not found is not the fence's: while its key stands, so does its lease.
         let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await?;
         let reply = TxnReply::try_from(answer.value)?;
@@ -319,7 +322,7 @@ impl FencedTxn<'_> {
                 self.fence.fall(LostReason::KeyDeleted);
                 Err(Error::new(ErrorKind::Fenced, Outcome::NotApplied).at("KV/Txn"))
             }
-            true if flat => Ok(reply),
+            true if flat => reply.without_read(added),
             true => reply.inner(),
         }
     }

@@ -3,6 +3,7 @@
 mod ranges;
 mod reply;
 mod sound;
+mod vouched;
 
 use bytes::Bytes;
 
@@ -13,6 +14,7 @@ use pb::request_op::Request;
 pub(crate) use ranges::{by_age, by_youth, count, revision};
 pub use reply::TxnReply;
 pub(crate) use sound::unexpected;
+pub(crate) use vouched::is_vouched;
 
 /// A transaction: if all compares hold, the success operations are applied, otherwise the failure operations.
 ///

@@ -1,6 +1,8 @@
 //! Statuses to errors: the server's message first, then the code, then tonic's own ways of telling a broken
 //! connection.
 
+mod said;
+
 use std::error::Error as StdError;
 
 use tonic::{Code, Status};
@@ -8,6 +10,7 @@ use tonic::{Code, Status};
 use super::auth::NoToken;
 use super::channel::NotSent;
 use crate::error::{Error, ErrorKind, Outcome};
+use said::{NO_USER, SERVER, by_message};
 
 /// The error that a status is.
 pub(crate) fn error(rpc: &'static str, status: Status) -> Error {
@@ -106,6 +109,8 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
         return known;
     }
     let words = || message.to_owned();
+    // What etcd itself refuses with these codes, it refuses before it has done anything; others may have passed it on.
+    let refused = if message.starts_with(SERVER) { Outcome::NotApplied } else { Outcome::Unknown };
     match status.code() {
         // A balancer without anybody to pass the request on to (429, 502, 503, 504) is as good as a server that is away.
         code if message.contains(NOT_GRPC) && code != Code::Unavailable => {
@@ -113,10 +118,10 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
         }
         Code::Unavailable => (ErrorKind::Unavailable { message: words() }, Outcome::Unknown),
         Code::Unimplemented => (ErrorKind::Unsupported { message: words() }, Outcome::NotApplied),
-        Code::Unauthenticated => (ErrorKind::Unauthenticated { message: words() }, Outcome::NotApplied),
-        Code::PermissionDenied => (ErrorKind::PermissionDenied, Outcome::NotApplied),
+        Code::Unauthenticated => (ErrorKind::Unauthenticated { message: words() }, refused),
+        Code::PermissionDenied => (ErrorKind::PermissionDenied, refused),
         Code::InvalidArgument | Code::FailedPrecondition => {
-            (ErrorKind::Refused { message: words() }, Outcome::NotApplied)
+            (ErrorKind::Refused { message: words() }, refused)
         }
         // Neither comes from etcd without a message of its own: the answer was not gRPC, or was cut short.
         Code::Internal | Code::Unknown if !message.starts_with(SERVER) => {
@@ -126,49 +131,6 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
     }
 }
 
-/// The server's messages, as etcd 3.4 to 3.7 word them.
-fn by_message(message: &str) -> Option<(ErrorKind, Outcome)> {
-    use Outcome::{NotApplied, Unknown};
-    // Raft's and the lessor's own errors come without the prefix.
-    if message.contains("not a primary lessor") {
-        return Some((ErrorKind::LeaderChanged, NotApplied));
-    }
-    if message.contains("raft proposal dropped") {
-        return Some((ErrorKind::NoLeader, NotApplied));
-    }
-    let said = message.strip_prefix(SERVER)?;
-    let words = || message.to_owned();
-    Some(match said {
-        "requested lease not found" => (ErrorKind::LeaseNotFound, NotApplied),
-        "lease already exists" => (ErrorKind::LeaseExists, NotApplied),
-        "mvcc: required revision has been compacted" => (ErrorKind::Compacted { revision: 0 }, NotApplied),
-        "mvcc: required revision is a future revision" => (ErrorKind::FutureRevision, NotApplied),
-        "mvcc: database space exceeded" => (ErrorKind::NoSpace, NotApplied),
-        // How many of what is known where the request is.
-        "too many operations in txn request" => {
-            (ErrorKind::TooManyOps { compares: 0, success: 0, failure: 0 }, NotApplied)
-        }
-        "request is too large" => (ErrorKind::TooLarge, NotApplied),
-        "too many requests" => (ErrorKind::TooManyRequests, NotApplied),
-        "no leader" => (ErrorKind::NoLeader, NotApplied),
-        "leader changed" => (ErrorKind::LeaderChanged, Unknown),
-        "server stopped" => (ErrorKind::Unavailable { message: words() }, Unknown),
-        "permission denied" => (ErrorKind::PermissionDenied, NotApplied),
-        // Each of these is answered before anything is proposed, and goes away with a new token.
-        "invalid auth token" | "revision of auth store is old" => (ErrorKind::InvalidToken, NotApplied),
-        NO_USER | "authentication failed, invalid user ID or password" => {
-            (ErrorKind::Unauthenticated { message: words() }, NotApplied)
-        }
-        _ if said.starts_with("request timed out") => (ErrorKind::ServerTimeout, Unknown),
-        _ if said.starts_with("not capable") || said.starts_with("rpc not supported for learner") => {
-            (ErrorKind::Unsupported { message: words() }, NotApplied)
-        }
-        _ => return None,
-    })
-}
-
-const SERVER: &str = "etcdserver: ";
-const NO_USER: &str = "user name is empty";
 /// tonic's words for an HTTP answer that is no gRPC.
 const NOT_GRPC: &str = "grpc-status header missing";
 

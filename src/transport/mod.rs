@@ -105,6 +105,7 @@ impl Transport {
         request: pb::TxnRequest,
         repeat: Repeat,
     ) -> Result<Answer<pb::TxnResponse>> {
+        debug_assert!(crate::txn::is_vouched(&request), "one member would decide by the past: {request:?}");
         let request = self.namespace.txn(request);
         let size = size(&request);
         let mut answer = self.raw_txn(request, repeat).await.map_err(|error| error.with_size(size))?;

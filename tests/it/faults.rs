@@ -478,7 +478,7 @@ async fn refusals_of_a_grant_are_told_as_they_are() {
     let full = tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
     fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::fail(full));
     let error = Session::open(&fake.client()).await.unwrap_err();
-    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::NoSpace, Outcome::NotApplied));
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::NoSpace, Outcome::Unknown));
     assert_eq!(error.rpc(), Some("Lease/LeaseGrant"));
 
     // Too many requests: refused before anything is proposed, so it is asked again.
