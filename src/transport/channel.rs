@@ -7,7 +7,7 @@ mod stream;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ struct Current {
     channel: Channel,
     /// Counts the channels of this endpoint, so that what is said of an old one does not hit a new one.
     number: u64,
+    /// Somebody is finding out whether the peer still answers on it.
+    doubted: bool,
 }
 
 /// Rides on a request and learns which endpoint it went to; whoever sent the request can then call that endpoint bad.
@@ -85,7 +87,7 @@ impl Endpoints {
         let links: Box<[_]> = dialers
             .into_iter()
             .map(|dialer| {
-                let current = Mutex::new(Current { channel: dialer.lazy(), number: 0 });
+                let current = Mutex::new(Current { channel: dialer.lazy(), number: 0, doubted: false });
                 Link { dialer, current }
             })
             .collect();
@@ -105,9 +107,8 @@ impl Route {
         self.taken().hop.as_ref().map(|hop| hop.link().dialer.name().to_owned())
     }
 
-    /// The endpoint says nothing: it is avoided, and when its time comes it gets a new connection.
-    ///
-    /// The old connection lives on as long as a stream uses it.
+    /// The endpoint says nothing: it is avoided, and asked whether it still answers on this connection. If it does not,
+    /// it gets a new one; the old one lives on as long as a stream uses it.
     pub(crate) fn avoid(&self) {
         if let Some(hop) = &self.taken().hop {
             hop.silent();
@@ -152,26 +153,72 @@ impl Shared {
 
     /// Connects to an endpoint in the background, and lets requests go there again once it answers.
     fn check(self: &Arc<Self>, index: usize) {
-        // Not the whole: the last handle's end shall be the end of this too.
-        let shared = Arc::downgrade(self);
-        let dialer = self.links[index].dialer.clone();
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        while checks.try_join_next().is_some() {}
-        let check = async move {
+        if self.links[index].current().doubted {
+            // What is under way tells of it, too, and may spare the connection.
+            return;
+        }
+        self.in_background(index, async move |dialer, shared| match dialer.checked().await {
+            Ok(channel) => shared.upgrade().is_some_and(|shared| shared.replace(index, channel)),
+            Err(error) => {
+                tracing::debug!(endpoint = dialer.name(), error = &*error, "still unreachable");
+                false
+            }
+        });
+    }
+
+    /// Finds out in the background whether an endpoint that said nothing still answers on its connection, and gives it
+    /// another if not.
+    ///
+    /// A server that is only slow keeps its connection: if each request that was given up brought a new one, all clients
+    /// of an overloaded server would connect to it all the time. And one whose connection is dead while no request is
+    /// left on it gets another: nothing else would end it, and it would swallow the next requests, too, until the kernel
+    /// gives up on it. The new one has to answer before it is used, or, if that fails, connects anew with the next
+    /// request; then the endpoint is avoided for longer, and there is no other until that time is over.
+    fn doubt(self: &Arc<Self>, index: usize, channel: Channel, number: u64) {
+        self.in_background(index, async move |dialer, shared| {
+            if dialer.answers(channel, SILENCE).await {
+                let Some(shared) = shared.upgrade() else { return true };
+                shared.links[index].trust(number);
+                shared.marks.answered(index);
+                return true;
+            }
             let checked = dialer.checked().await;
-            let Some(shared) = shared.upgrade() else { return };
+            let Some(shared) = shared.upgrade() else { return true };
             match checked {
-                Ok(channel) => {
-                    shared.links[index].replace(channel);
-                    shared.marks.answered(index);
-                }
+                Ok(channel) => shared.replace(index, channel),
                 Err(error) => {
-                    tracing::debug!(endpoint = dialer.name(), error = &*error, "still unreachable");
-                    shared.marks.still_dead(index, shared.now());
+                    tracing::debug!(endpoint = dialer.name(), error = &*error, "silent, and unreachable");
+                    shared.links[index].replace(dialer.lazy());
+                    false
                 }
             }
+        });
+    }
+
+    fn replace(&self, index: usize, channel: Channel) -> bool {
+        self.links[index].replace(channel);
+        self.marks.answered(index);
+        true
+    }
+
+    /// Does work that tells whether an endpoint is alive. It ends with the last handle.
+    fn in_background<F>(self: &Arc<Self>, index: usize, work: impl FnOnce(Dialer, Weak<Self>) -> F)
+    where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        // Not the whole: the last handle's end shall be the end of this too.
+        let shared = Arc::downgrade(self);
+        let work = work(self.links[index].dialer.clone(), shared.clone());
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        while checks.try_join_next().is_some() {}
+        let work = async move {
+            if !work.await
+                && let Some(shared) = shared.upgrade()
+            {
+                shared.marks.still_dead(index, shared.now());
+            }
         };
-        checks.spawn_on(check, &self.runtime);
+        checks.spawn_on(work, &self.runtime);
     }
 }
 
@@ -182,8 +229,15 @@ impl Link {
 
     fn replace(&self, channel: Channel) {
         let mut current = self.current();
-        current.number += 1;
-        current.channel = channel;
+        *current = Current { channel, number: current.number + 1, doubted: false };
+    }
+
+    /// The channel of this number has answered.
+    fn trust(&self, number: u64) {
+        let mut current = self.current();
+        if current.number == number {
+            current.doubted = false;
+        }
     }
 }
 
@@ -192,23 +246,22 @@ impl Hop {
         &self.endpoints.links[self.index]
     }
 
-    /// Avoids the endpoint and drops this channel, if it is still the endpoint's.
-    ///
-    /// Nothing else would end a connection that has gone dead with no request left on it: it would swallow the next
-    /// requests too, until the kernel gives up on it.
+    /// Avoids the endpoint, and doubts its connection, if this is still the endpoint's: one at a time, and no more often
+    /// than it is marked anew.
     fn silent(&self) {
-        let link = self.link();
-        let mut current = link.current();
-        if current.number == self.number {
-            let _context = self.endpoints.runtime.enter();
-            *current = Current { channel: link.dialer.lazy(), number: self.number + 1 };
-            drop(current);
-            self.broken();
+        let mut current = self.link().current();
+        if current.number != self.number || current.doubted || !self.broken() {
+            return;
         }
+        current.doubted = true;
+        let channel = current.channel.clone();
+        drop(current);
+        self.endpoints.doubt(self.index, channel, self.number);
     }
 
-    fn broken(&self) {
-        self.endpoints.marks.fail(self.index, Trouble::Line, self.endpoints.now());
+    /// True where this marks it anew.
+    fn broken(&self) -> bool {
+        self.endpoints.marks.fail(self.index, Trouble::Line, self.endpoints.now())
     }
 }
 

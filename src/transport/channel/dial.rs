@@ -73,22 +73,28 @@ impl Dialer {
     }
 
     /// A channel that is connected, and whose peer has answered a request: any gRPC answer will do.
-    ///
-    /// What is asked is gRPC's health service, which needs no token and does nothing. It goes beneath the user's
-    /// layers: it is about this connection, and no call of anybody's.
     pub(super) async fn checked(&self) -> Result<Channel, BoxError> {
-        timeout(self.check_timeout, async {
-            let mut channel = self.lazy();
-            let request = Request::post("/grpc.health.v1.Health/Check")
-                .header("content-type", "application/grpc")
-                .header("te", "trailers")
-                // An empty message: not compressed, of length 0.
-                .body(tonic::body::Body::new(Full::new(Bytes::from_static(&[0; 5]))))?;
-            channel.ready().await?.call(request).await?;
-            Ok(channel)
-        })
-        .await?
+        let channel = self.lazy();
+        timeout(self.check_timeout, ask(channel.clone())).await??;
+        Ok(channel)
     }
+
+    /// Whether the peer answers a request on this channel within a time.
+    pub(super) async fn answers(&self, channel: Channel, within: Duration) -> bool {
+        matches!(timeout(within, ask(channel)).await, Ok(Ok(())))
+    }
+}
+
+/// Asks gRPC's health service, which needs no token and does nothing. It goes beneath the user's layers: it is about
+/// this connection, and no call of anybody's.
+async fn ask(mut channel: Channel) -> Result<(), BoxError> {
+    let request = Request::post("/grpc.health.v1.Health/Check")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        // An empty message: not compressed, of length 0.
+        .body(tonic::body::Body::new(Full::new(Bytes::from_static(&[0; 5]))))?;
+    channel.ready().await?.call(request).await?;
+    Ok(())
 }
 
 /// Connects over TCP.

@@ -87,14 +87,15 @@ impl Marks {
         (0..self.members.len()).any(|index| !is_tried(tried, index) && free(index))
     }
 
-    /// Marks an endpoint. One that is marked already stays so for no longer: many calls fail of one cause.
-    pub(super) fn fail(&self, index: usize, trouble: Trouble, now: u64) {
+    /// Marks an endpoint. One that is marked already stays so for no longer: many calls fail of one cause. True where it
+    /// was not.
+    pub(super) fn fail(&self, index: usize, trouble: Trouble, now: u64) -> bool {
         let mark = &self.members[index];
         let line = u64::from(trouble == Trouble::Line);
         let mut history = mark.history.lock().unwrap_or_else(PoisonError::into_inner);
         if mark.until.load(Ordering::Acquire) >> 1 > now {
             mark.until.fetch_or(line, Ordering::AcqRel);
-            return;
+            return false;
         }
         if now.saturating_sub(history.last) > FORGOTTEN {
             history.in_a_row = 0;
@@ -103,6 +104,7 @@ impl Marks {
         history.in_a_row += 1;
         history.last = now;
         mark.until.store((now + pause) << 1 | line, Ordering::Release);
+        true
     }
 
     /// A look after an endpoint's connection found it dead: marks it anew.
@@ -209,7 +211,7 @@ mod tests {
     #[test]
     fn many_calls_that_fail_at_once_are_one_failure() {
         let marks = Marks::new(1, 0);
-        (0..100).for_each(|_| marks.fail(0, Trouble::Line, 0));
+        assert_eq!((0..100).filter(|_| marks.fail(0, Trouble::Line, 0)).count(), 1);
         assert_eq!(marks.members[0].until.load(Ordering::Relaxed) >> 1, FIRST);
     }
 
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn when_all_are_marked_all_are_tried() {
         let marks = Marks::new(3, 0);
-        (0..3).for_each(|index| marks.fail(index, Trouble::Line, 0));
+        (0..3).for_each(|index| assert!(marks.fail(index, Trouble::Line, 0)));
         assert_eq!(picks(&marks, 1, 3), [0, 1, 2]);
         assert_eq!(marks.pick(0, || FIRST).check, None, "the request itself is the look");
     }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use etcd_concurrency::fake::{FakeEtcd, Serving};
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc, Serving};
 use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::{Client, ErrorKind, Op, Outcome, Txn, Watch};
 use tokio::time::{Instant, timeout};
@@ -178,6 +178,48 @@ async fn a_dead_connection_is_replaced() {
     gate.resume();
     client.kv_client().range(range()).await.expect("answered");
     assert_eq!(gate.connections(), 1, "the old one is closed, the new one open");
+}
+
+/// A server had so much to do that it answered nothing within a second. Callers gave up, and each of them replaced the
+/// connection: the server got a new one from every client every second, on top of all else.
+#[tokio::test]
+async fn a_slow_server_is_not_connected_to_anew_by_all_who_give_up_on_it() {
+    let fake = FakeEtcd::start();
+    let serving = fake.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let gate = Proxy::start(&serving.endpoint()).await;
+    let client = Client::builder().endpoints(gate.endpoint()).connect().await.unwrap();
+    // Old connections live on as long as a stream uses them, so each new one can be seen.
+    let mut watches = Vec::new();
+    fake.fault(On::rpc(Rpc::Range), Do::delay(Duration::from_secs(60)));
+    for _ in 0..3 {
+        let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+        let asked = timeout(Duration::from_millis(1100), client.kv_client().range(range).into_future()).await;
+        assert!(asked.is_err(), "it is busy");
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let create = pb::watch_request::RequestUnion::CreateRequest(create);
+        let create = pb::WatchRequest { request_union: Some(create) };
+        let stream = client.watch_client().watch(tokio_stream::iter([create])).await.unwrap();
+        watches.push(stream);
+    }
+    assert_eq!(gate.connections(), 1);
+}
+
+/// A connection that is dead for good is replaced by one that has answered, while callers give up one after another.
+#[tokio::test]
+async fn a_connection_that_stays_dead_is_replaced_in_the_background() {
+    let fake = FakeEtcd::start();
+    let serving = fake.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let gate = Proxy::start(&serving.endpoint()).await;
+    let client = Client::builder().endpoints(gate.endpoint()).connect().await.unwrap();
+    gate.stall();
+    let range = || pb::RangeRequest { key: "k".into(), ..Default::default() };
+    for _ in 0..2 {
+        let asked =
+            timeout(Duration::from_millis(1100), client.kv_client().range(range()).into_future()).await;
+        assert!(asked.is_err(), "nothing passes");
+    }
+    gate.resume();
+    timeout(LONG, client.kv_client().range(range())).await.expect("in time").expect("answered");
 }
 
 /// The same with a stream on it, whose owner waits and sends nothing: the pings find out.
