@@ -135,35 +135,35 @@ impl Client {
     /// etcd's KV service, as generated.
     ///
     /// This and its five sisters share the client's connections, fail-over, layers and token. They see the whole key
-    /// space, whatever the client's namespace is, have no deadline, and repeat nothing but what the server refused
-    /// for its token.
+    /// space, whatever the client's namespace is, have no deadline, take answers of any cluster, and repeat nothing but
+    /// what the server refused for its token.
     pub fn kv_client(&self) -> raw::KvClient {
-        raw::kv(self.service())
+        raw::kv(self.service(), self.0.transport.limits().answer)
     }
 
     /// etcd's Watch service, as [generated](Self::kv_client).
     pub fn watch_client(&self) -> raw::WatchClient {
-        raw::watch(self.service())
+        raw::watch(self.service(), self.0.transport.limits().answer)
     }
 
     /// etcd's Lease service, as [generated](Self::kv_client).
     pub fn lease_client(&self) -> raw::LeaseClient {
-        raw::lease(self.service())
+        raw::lease(self.service(), self.0.transport.limits().answer)
     }
 
     /// etcd's Cluster service, as [generated](Self::kv_client).
     pub fn cluster_client(&self) -> raw::ClusterClient {
-        raw::cluster(self.service())
+        raw::cluster(self.service(), self.0.transport.limits().answer)
     }
 
     /// etcd's Maintenance service, as [generated](Self::kv_client).
     pub fn maintenance_client(&self) -> raw::MaintenanceClient {
-        raw::maintenance(self.service())
+        raw::maintenance(self.service(), self.0.transport.limits().answer)
     }
 
     /// etcd's Auth service, as [generated](Self::kv_client).
     pub fn auth_client(&self) -> raw::AuthClient {
-        raw::auth(self.service())
+        raw::auth(self.service(), self.0.transport.limits().answer)
     }
 
     /// The service under the generated clients: for clients of other gRPC services that etcd, or a proxy before it,

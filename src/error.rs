@@ -1,7 +1,11 @@
 //! What went wrong, and what a failure says of a write.
 
+pub(crate) mod quote;
+
 use std::error::Error as StdError;
 use std::fmt;
+
+use quote::Words;
 
 /// The result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -55,7 +59,7 @@ pub enum Outcome {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// An argument is not acceptable; nothing was sent.
-    #[error("invalid {what}: {why}")]
+    #[error("invalid {what}: {}", Words(.why))]
     InvalidInput {
         /// Which argument.
         what: &'static str,
@@ -63,7 +67,7 @@ pub enum ErrorKind {
         why: String,
     },
     /// No connection could be made.
-    #[error("cannot connect to {endpoint}")]
+    #[error("cannot connect to {}", Words(.endpoint))]
     Connect {
         /// The endpoint, or all that were tried, separated by commas.
         endpoint: String,
@@ -75,7 +79,7 @@ pub enum ErrorKind {
     #[error("no answer in time")]
     Timeout,
     /// The peer does not speak etcd's protocol, or not as it should.
-    #[error("unexpected answer: {detail}")]
+    #[error("unexpected answer: {}", Words(.detail))]
     Protocol {
         /// What was wrong with it.
         detail: String,
@@ -90,7 +94,7 @@ pub enum ErrorKind {
     #[error("the leader changed")]
     LeaderChanged,
     /// The server stops or is not ready.
-    #[error("the server is unavailable: {message}")]
+    #[error("the server is unavailable: {}", Words(.message))]
     Unavailable {
         /// The server's words.
         message: String,
@@ -131,14 +135,43 @@ pub enum ErrorKind {
     /// The request is larger than the server allows.
     #[error("the request is too large")]
     TooLarge,
+    /// The answer is larger than this client takes: see
+    /// [`ClientBuilder::max_answer_size`](crate::ClientBuilder::max_answer_size). A write may have been applied.
+    #[error("the answer is too large: {}", Words(.message))]
+    AnswerTooLarge {
+        /// How large it is, and how large it may be.
+        message: String,
+    },
+    /// A member of another cluster answered than those before it: the endpoints are of two clusters, or the cluster was
+    /// replaced by another. Nothing that it said counts; what was written was written there, in the other cluster, which
+    /// is what [`Outcome::Applied`] means here.
+    #[error("the answer is from another cluster: {found:x}, not {expected:x}")]
+    #[non_exhaustive]
+    ClusterMismatch {
+        /// The id of the cluster that answered first.
+        expected: u64,
+        /// The id of the cluster that answered now.
+        found: u64,
+    },
+    /// The cluster answered at an earlier revision than before, which no cluster does that has kept its data: it was
+    /// restored from a backup, or is another with the same id. Locks and sessions from before may be others' by now.
+    /// What was written was written to the cluster as it is now, which is what [`Outcome::Applied`] means here.
+    #[error("the cluster has lost revisions: {found} after {seen}")]
+    #[non_exhaustive]
+    RevisionsLost {
+        /// A revision that the cluster had.
+        seen: i64,
+        /// Its revision by a later question.
+        found: i64,
+    },
     /// The server refused the request as malformed.
-    #[error("the server refused the request: {message}")]
+    #[error("the server refused the request: {}", Words(.message))]
     Refused {
         /// The server's words.
         message: String,
     },
     /// User name or password are wrong, or missing where the server wants them.
-    #[error("authentication failed: {message}")]
+    #[error("authentication failed: {}", Words(.message))]
     Unauthenticated {
         /// The server's words.
         message: String,
@@ -150,13 +183,13 @@ pub enum ErrorKind {
     #[error("permission denied")]
     PermissionDenied,
     /// The server does not know the request.
-    #[error("not supported by the server: {message}")]
+    #[error("not supported by the server: {}", Words(.message))]
     Unsupported {
         /// The server's words.
         message: String,
     },
     /// The server ended the watch.
-    #[error("the server canceled the watch: {reason}")]
+    #[error("the server canceled the watch: {}", Words(.reason))]
     WatchCanceled {
         /// The server's words.
         reason: String,
@@ -186,7 +219,7 @@ pub enum ErrorKind {
     #[error("the attempt has ended")]
     AttemptEnded,
     /// A key's value is not what it was to be read as.
-    #[error("the value of {key} cannot be read: {why}")]
+    #[error("the value of {} cannot be read: {}", Words(.key), Words(.why))]
     Unreadable {
         /// The key.
         key: String,
@@ -200,7 +233,7 @@ pub enum ErrorKind {
         count: u32,
     },
     /// What is stored is not what it should be: another client set it up differently, or it is something else.
-    #[error("another {what} is stored: {found:?}")]
+    #[error("another {what} is stored: \"{}\"", Words(.found))]
     Mismatch {
         /// What differs.
         what: &'static str,
@@ -208,7 +241,7 @@ pub enum ErrorKind {
         found: String,
     },
     /// An error of the server that has no kind of its own.
-    #[error("the server answered {code:?}: {message}")]
+    #[error("the server answered {code:?}: {}", Words(.message))]
     Other {
         /// The gRPC code.
         code: tonic::Code,
@@ -244,6 +277,9 @@ pub enum LostReason {
     /// The server no longer has the lease although its TTL had not run out: somebody revoked it.
     #[error("the lease was revoked")]
     Revoked,
+    /// The cluster has [lost revisions](ErrorKind::RevisionsLost): who holds what is not known any more.
+    #[error("the cluster has lost revisions")]
+    RevisionsLost,
     /// Somebody deleted the guard's key.
     #[error("another client deleted the key")]
     KeyDeleted,

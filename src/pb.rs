@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
 pub(crate) mod codec;
+mod debug;
 
 /// Users, roles and permissions.
 pub mod authpb {

@@ -1,5 +1,7 @@
 //! Options of a client.
 
+mod dial;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +15,10 @@ use tower::{BoxError, Layer, Service};
 
 #[cfg(feature = "tls")]
 use super::TlsOptions;
-use super::endpoints::{Parsed, parse};
 use super::{Client, IntoEndpoints, connect};
 use crate::error::{Error, Result};
 use crate::lease::time::Time;
 use crate::transport::auth::{Auth, Tokens};
-use crate::transport::channel::{Dialer, Endpoints, Options};
 use crate::transport::namespace::Namespace;
 use crate::transport::stack::{Layers, erase};
 use crate::transport::{Limits, RawService, Transport};
@@ -48,7 +48,9 @@ pub struct ClientBuilder {
     layers: Layers,
     user: Option<(String, String)>,
     token: Option<String>,
+    plaintext_credentials: bool,
     namespace: Bytes,
+    max_answer_size: usize,
     connect_timeout: Duration,
     request_timeout: Duration,
     keep_alive_interval: Duration,
@@ -66,7 +68,9 @@ impl ClientBuilder {
             layers: Layers::default(),
             user: None,
             token: None,
+            plaintext_credentials: false,
             namespace: Bytes::new(),
+            max_answer_size: MAX_ANSWER_SIZE,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(6),
@@ -135,8 +139,19 @@ impl ClientBuilder {
         self
     }
 
+    /// Lets a user or a token go over `http://` to hosts other than this one, where all on the way can read and use it.
+    /// Default: false, and [`connect`](Self::connect) refuses such endpoints where there is a user or a token, also
+    /// beside `https://` ones. Unix sockets and services are not asked about.
+    pub fn allow_plaintext_credentials(mut self, allow: bool) -> Self {
+        self.plaintext_credentials = allow;
+        self
+    }
+
     /// Puts a prefix before every key, and takes it from the keys of answers. Sessions, locks and elections live
     /// under it; the generated clients do not.
+    ///
+    /// It is to end with a delimiter, as `app/` does: all keys of `app2` are in the namespace `app`. One that ends with
+    /// a letter or a digit is warned of in the log.
     pub fn namespace(mut self, prefix: impl Into<Vec<u8>>) -> Self {
         self.namespace = prefix.into().into();
         self
@@ -146,6 +161,17 @@ impl ClientBuilder {
     /// own clocks, on Linux. A test gives its own to put a client to sleep; what it tells must never shrink.
     pub fn suspended_time(mut self, slept: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         self.slept = Some(Arc::new(slept));
+        self
+    }
+
+    /// The largest answer that is taken, in bytes; of a larger one nothing is read, and the call fails with
+    /// [`AnswerTooLarge`](crate::ErrorKind::AnswerTooLarge). Default: 32 MiB, which is 200,000 keys of a line of waiters;
+    /// a server splits what it tells of watches at 2 MiB.
+    ///
+    /// What is decoded takes more memory than what was sent: of ordinary keys about the double, and of empty messages,
+    /// as no etcd sends them, up to fifty times as much.
+    pub fn max_answer_size(mut self, bytes: usize) -> Self {
+        self.max_answer_size = bytes;
         self
     }
 
@@ -234,6 +260,13 @@ impl ClientBuilder {
                 return Err(Error::invalid(what, "zero"));
             }
         }
+        if self.max_answer_size == 0 {
+            return Err(Error::invalid("max_answer_size", "zero"));
+        }
+        if self.namespace.last().is_some_and(u8::is_ascii_alphanumeric) {
+            let namespace = String::from_utf8_lossy(&self.namespace);
+            tracing::warn!(?namespace, "a namespace without a delimiter at its end holds others' keys, too");
+        }
         let given = self.given_token()?;
         let (connections, endpoints) = match &self.service {
             Some(_) if !self.endpoints.is_empty() => {
@@ -248,7 +281,7 @@ impl ClientBuilder {
             }
         };
 
-        let limits = Limits { request_timeout: bounded(self.request_timeout) };
+        let limits = Limits { request_timeout: bounded(self.request_timeout), answer: self.max_answer_size };
         let layered = self.layers.around(connections);
         let bare = Transport::new(layered.clone(), None, Namespace::new(""), limits.clone());
         let tokens = match (self.user, given) {
@@ -282,52 +315,6 @@ impl ClientBuilder {
             },
         }
     }
-
-    fn dial(&self, runtime: Handle) -> Result<Endpoints> {
-        if self.endpoints.is_empty() {
-            return Err(Error::invalid("endpoints", "none given"));
-        }
-        let options = Options {
-            connect_timeout: bounded(self.connect_timeout),
-            keep_alive_interval: bounded(self.keep_alive_interval),
-            keep_alive_timeout: bounded(self.keep_alive_timeout),
-        };
-        let mut dialers: Vec<Dialer> = Vec::new();
-        for given in &self.endpoints {
-            let parsed = parse(given, self.has_tls())?;
-            let endpoint = self.secure(&parsed, &options)?;
-            if !dialers.iter().any(|dialer| dialer.name() == parsed.name) {
-                dialers.push(Dialer::new(&parsed.name, endpoint, &options));
-            }
-        }
-        Ok(Endpoints::new(dialers, runtime))
-    }
-
-    #[cfg(feature = "tls")]
-    fn has_tls(&self) -> bool {
-        self.tls.is_some()
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn has_tls(&self) -> bool {
-        false
-    }
-
-    #[cfg(feature = "tls")]
-    fn secure(&self, parsed: &Parsed, options: &Options) -> Result<tonic::transport::Endpoint> {
-        let endpoint = parsed.endpoint.clone();
-        match &self.tls {
-            _ if !parsed.https => Ok(endpoint),
-            Some(tls) => tls.apply(endpoint, options.connect_timeout),
-            None => TlsOptions::new().apply(endpoint, options.connect_timeout),
-        }
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn secure(&self, parsed: &Parsed, _: &Options) -> Result<tonic::transport::Endpoint> {
-        debug_assert!(!parsed.https, "refused where endpoints are read");
-        Ok(parsed.endpoint.clone())
-    }
 }
 
 struct Built {
@@ -336,6 +323,8 @@ struct Built {
     bare: Transport,
     tokens: Option<Tokens>,
 }
+
+const MAX_ANSWER_SIZE: usize = 32 << 20;
 
 /// Longer times would overflow clocks.
 fn bounded(time: Duration) -> Duration {
@@ -351,7 +340,9 @@ impl fmt::Debug for ClientBuilder {
             // Neither the password nor a token belongs in a log.
             .field("user", &self.user.as_ref().map(|(name, _)| name))
             .field("token", &self.token.is_some())
+            .field("plaintext_credentials", &self.plaintext_credentials)
             .field("namespace", &self.namespace)
+            .field("max_answer_size", &self.max_answer_size)
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("keep_alive_interval", &self.keep_alive_interval)

@@ -1,5 +1,7 @@
 //! Addresses of a cluster's members.
 
+use std::net::IpAddr;
+
 use http::Uri;
 use tonic::transport::Endpoint;
 
@@ -73,6 +75,8 @@ pub(super) struct Parsed {
     pub(super) name: String,
     pub(super) endpoint: Endpoint,
     pub(super) https: bool,
+    /// What is sent there passes others who can read it: neither TLS, nor this host alone.
+    pub(super) in_the_clear: bool,
 }
 
 /// Reads one endpoint. `tls` says that the client has TLS options.
@@ -84,7 +88,9 @@ pub(super) fn parse(given: &str, tls: bool) -> Result<Parsed> {
     if given.starts_with("unix:") {
         return match Endpoint::from_shared(given.to_owned()) {
             Ok(_) if tls => invalid("TLS over a Unix socket is not supported"),
-            Ok(endpoint) => Ok(Parsed { name: given.to_owned(), endpoint, https: false }),
+            Ok(endpoint) => {
+                Ok(Parsed { name: given.to_owned(), endpoint, https: false, in_the_clear: false })
+            }
             Err(_) => invalid("not a path"),
         };
     }
@@ -115,7 +121,14 @@ pub(super) fn parse(given: &str, tls: bool) -> Result<Parsed> {
         Some("https") => return invalid("https needs the feature `tls` of etcd-concurrency"),
         _ => return invalid("the scheme is neither http nor https"),
     };
-    Ok(Parsed { endpoint: uri.into(), name, https })
+    let in_the_clear = !https && !uri.host().is_some_and(is_loopback);
+    Ok(Parsed { endpoint: uri.into(), name, https, in_the_clear })
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let ip = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    ip || host.eq_ignore_ascii_case("localhost")
 }
 
 #[cfg(test)]
@@ -157,6 +170,28 @@ mod tests {
             assert!(bad.is_empty() || why.contains(bad), "{why}");
         }
         parse("http://a:1", true).expect_err("a password would go over the wire in the clear");
+    }
+
+    #[test]
+    fn what_leaves_this_host_without_tls_goes_in_the_clear() {
+        for safe in
+            ["localhost:1", "http://LOCALHOST:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/run/etcd"]
+        {
+            assert!(!parse(safe, false).expect(safe).in_the_clear, "{safe}");
+        }
+        for open in [
+            "etcd:1",
+            "http://10.0.0.1:1",
+            "[::2]:1",
+            "0.0.0.0:1",
+            "localhost.example:1",
+            "127.0.0.1.example:1",
+        ] {
+            assert!(parse(open, false).expect(open).in_the_clear, "{open}");
+        }
+        if cfg!(feature = "tls") {
+            assert!(!parse("https://etcd:1", false).expect("good").in_the_clear);
+        }
     }
 
     #[test]

@@ -356,12 +356,17 @@ async fn next_answer(stream: &mut Option<Stream>, leases: &Leases) -> Result<Lea
                 stream.answers = Answers::Open(Box::new(open));
             }
             Answers::Open(open) => {
+                let transport = &leases.shared.transport;
                 let ended = match open.message().await {
-                    Ok(Some(answer)) => return Ok(answer),
+                    Ok(Some(answer)) => {
+                        // Another cluster knows nothing of our leases.
+                        transport.same_cluster(RPC, answer.header.as_ref(), &stream.route)?;
+                        return Ok(answer);
+                    }
                     Ok(None) => Status::unavailable("the keep-alive stream ended"),
                     Err(status) => status,
                 };
-                return Err(leases.shared.transport.stream_error("Lease/LeaseKeepAlive", ended));
+                return Err(transport.stream_error(RPC, ended));
             }
         }
     }
@@ -371,6 +376,7 @@ async fn next_timer(timers: &mut DelayQueue<i64>) -> Option<delay_queue::Expired
     std::future::poll_fn(|context| timers.poll_expired(context)).await
 }
 
+const RPC: &str = "Lease/LeaseKeepAlive";
 /// Which share of its TTL a lease may be renewed early, along with others, and how much at most.
 const EARLY: u32 = 60;
 const LONGEST_EARLY: Duration = Duration::from_secs(1);

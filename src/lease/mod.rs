@@ -217,9 +217,13 @@ impl Lease {
         self.lose(if revoked { LostReason::Revoked } else { LostReason::LeaseGone })
     }
 
-    /// Takes an answer of the server that the lease is gone for what it says.
+    /// Takes an answer of the server that the lease is gone, or the cluster's past, for what it says.
     pub(crate) fn learn<T>(&self, result: Result<T>) -> Result<T> {
         match result {
+            Err(error) if matches!(error.kind(), ErrorKind::RevisionsLost { .. }) => {
+                let lost = self.lose(LostReason::RevisionsLost);
+                Err(Error::from(lost).with_outcome(error.outcome()).because(error))
+            }
             Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
                 Err(Error::from(self.gone()).with_outcome(error.outcome()).because(error))
             }

@@ -12,7 +12,7 @@ mod semaphore;
 
 use bytes::Bytes;
 
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result, quote};
 use crate::key::name_prefix;
 use crate::pb::mvccpb::KeyValue;
 use crate::waitlist::checked;
@@ -38,6 +38,6 @@ fn not_zero(what: &'static str, number: u32) -> Result<()> {
 
 /// The error for a key that says something else than it should.
 fn mismatch(what: &'static str, found: &KeyValue) -> Error {
-    let found = String::from_utf8_lossy(&found.value).into_owned();
+    let found = quote::text(&found.value);
     Error::new(ErrorKind::Mismatch { what, found }, Outcome::NotApplied)
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::Isolation;
 use super::sets::{Seen, Sets, Span, Write};
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result, quote};
 use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -142,7 +142,7 @@ impl StmTxn {
             Err(error) => Err(error.to_string()),
         };
         parsed.map(Some).map_err(|why| {
-            let key = String::from_utf8_lossy(&key).into_owned();
+            let (key, why) = (quote::text(&key), quote::bounded(&why));
             Error::new(ErrorKind::Unreadable { key, why }, Outcome::NotApplied)
         })
     }

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use super::auth::NoToken;
 use super::channel::NotSent;
-use crate::error::{Error, ErrorKind, Outcome};
+use crate::error::{Error, ErrorKind, Outcome, quote};
 use said::{NO_USER, SERVER, by_message};
 
 /// The error that a status is.
@@ -38,7 +38,7 @@ pub(crate) fn error(rpc: &'static str, status: Status) -> Error {
 pub(crate) fn cancel_reason(reason: &str) -> Error {
     let message = reason.rsplit_once("desc = ").map_or(reason, |(_, message)| message);
     let kind = by_message(message)
-        .map_or_else(|| ErrorKind::WatchCanceled { reason: reason.to_owned() }, |(kind, _)| kind);
+        .map_or_else(|| ErrorKind::WatchCanceled { reason: quote::bounded(reason) }, |(kind, _)| kind);
     Error::new(kind, Outcome::NotApplied).at("Watch/Watch")
 }
 
@@ -108,10 +108,14 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
     if let Some(known) = by_message(message) {
         return known;
     }
-    let words = || message.to_owned();
+    let words = || quote::bounded(message);
     // What etcd itself refuses with these codes, it refuses before it has done anything; others may have passed it on.
     let refused = if message.starts_with(SERVER) { Outcome::NotApplied } else { Outcome::Unknown };
     match status.code() {
+        // tonic's own words for an answer that it does not take, before it has read it.
+        Code::OutOfRange if message.contains("message length too large") => {
+            (ErrorKind::AnswerTooLarge { message: words() }, Outcome::Unknown)
+        }
         // A balancer without anybody to pass the request on to (429, 502, 503, 504) is as good as a server that is away.
         code if message.contains(NOT_GRPC) && code != Code::Unavailable => {
             (ErrorKind::Protocol { detail: words() }, Outcome::Unknown)

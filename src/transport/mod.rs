@@ -6,6 +6,7 @@
 pub(crate) mod auth;
 pub(crate) mod channel;
 pub(crate) mod classify;
+pub(crate) mod cluster;
 pub(crate) mod namespace;
 pub(crate) mod raw;
 pub(crate) mod retry;
@@ -23,6 +24,7 @@ use tower::util::BoxCloneSyncService;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::pb::etcdserverpb as pb;
 use channel::Route;
+use cluster::{Cluster, Headed, Sees};
 use namespace::Namespace;
 use retry::{Repeat, Retry};
 
@@ -34,14 +36,13 @@ use retry::{Repeat, Retry};
 pub type RawService =
     BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, Status>;
 
-/// etcd may send more than tonic's 4 MiB in one answer; Go's client takes what fits an i32.
-const MAX_ANSWER: usize = i32::MAX as usize;
-
 /// What bounds a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     /// The deadline of a call with all its repeats.
     pub(crate) request_timeout: Duration,
+    /// The largest answer that is taken, in bytes.
+    pub(crate) answer: usize,
 }
 
 /// Calls etcd.
@@ -51,6 +52,7 @@ pub(crate) struct Transport {
     auth: Option<auth::Tokens>,
     namespace: Arc<Namespace>,
     limits: Limits,
+    cluster: Cluster,
 }
 
 /// An answer, and how it was come by.
@@ -63,9 +65,15 @@ pub(crate) struct Answer<T> {
 macro_rules! unary {
     ($(#[$doc:meta])* $name:ident, $client:path, $method:ident, $rpc:literal, $request:ty => $response:ty) => {
         $(#[$doc])*
-        async fn $name(&self, request: $request, repeat: Repeat) -> Result<Answer<$response>> {
-            self.call($rpc, repeat, |route| {
-                let mut client = <$client>::new(self.service.clone()).max_decoding_message_size(MAX_ANSWER);
+        async fn $name(
+            &self,
+            request: $request,
+            repeat: Repeat,
+            sees: Sees,
+        ) -> Result<Answer<$response>> {
+            self.call($rpc, repeat, sees, |route| {
+                let client = <$client>::new(self.service.clone());
+                let mut client = client.max_decoding_message_size(self.limits.answer);
                 let request = routed(with_leader(request.clone()), route);
                 async move { client.$method(request).await }
             })
@@ -81,7 +89,8 @@ impl Transport {
         namespace: Namespace,
         limits: Limits,
     ) -> Self {
-        Self { service, auth, namespace: Arc::new(namespace), limits }
+        let (namespace, cluster) = (Arc::new(namespace), Cluster::default());
+        Self { service, auth, namespace, limits, cluster }
     }
 
     /// The service itself, for the generated clients of an embedding program.
@@ -95,7 +104,8 @@ impl Transport {
 
     pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse> {
         let request = self.namespace.range(request);
-        let answer = self.raw_range(request, Repeat::Read).await?;
+        let sees = if request.serializable { Sees::Past } else { Sees::Now };
+        let answer = self.raw_range(request, Repeat::Read, sees).await?;
         Ok(self.namespace.ranged(answer.value))
     }
 
@@ -107,8 +117,8 @@ impl Transport {
     ) -> Result<Answer<pb::TxnResponse>> {
         debug_assert!(crate::txn::is_vouched(&request), "one member would decide by the past: {request:?}");
         let request = self.namespace.txn(request);
-        let size = size(&request);
-        let mut answer = self.raw_txn(request, repeat).await.map_err(|error| error.with_size(size))?;
+        let (size, sees) = (size(&request), sees(&request));
+        let mut answer = self.raw_txn(request, repeat, sees).await.map_err(|error| error.with_size(size))?;
         answer.value = self.namespace.txned(answer.value);
         Ok(answer)
     }
@@ -116,12 +126,12 @@ impl Transport {
     /// Grants a lease of an id that the caller chose: a repeated grant finds its own lease.
     pub(crate) async fn lease_grant(&self, id: i64, ttl: i64) -> Result<Answer<pb::LeaseGrantResponse>> {
         debug_assert_ne!(id, 0, "a grant without an id orphans a lease when it is repeated");
-        self.raw_lease_grant(pb::LeaseGrantRequest { ttl, id }, Repeat::Harmless).await
+        self.raw_lease_grant(pb::LeaseGrantRequest { ttl, id }, Repeat::Harmless, Sees::Nothing).await
     }
 
     /// Revokes a lease. One that is gone already counts as revoked.
     pub(crate) async fn lease_revoke(&self, id: i64) -> Result<()> {
-        match self.raw_lease_revoke(pb::LeaseRevokeRequest { id }, Repeat::Harmless).await {
+        match self.raw_lease_revoke(pb::LeaseRevokeRequest { id }, Repeat::Harmless, Sees::Nothing).await {
             Ok(_) => Ok(()),
             Err(error) if *error.kind() == ErrorKind::LeaseNotFound => Ok(()),
             Err(error) => Err(error),
@@ -134,7 +144,7 @@ impl Transport {
         keys: bool,
     ) -> Result<Answer<pb::LeaseTimeToLiveResponse>> {
         let request = pb::LeaseTimeToLiveRequest { id, keys };
-        let mut answer = self.raw_lease_time_to_live(request, Repeat::Read).await?;
+        let mut answer = self.raw_lease_time_to_live(request, Repeat::Read, Sees::Nothing).await?;
         answer.value = self.namespace.time_to_live(answer.value);
         Ok(answer)
     }
@@ -154,7 +164,7 @@ impl Transport {
     /// A token for a user.
     pub(crate) async fn authenticate(&self, name: &str, password: &str) -> Result<String> {
         let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
-        Ok(self.raw_authenticate(request, Repeat::Read).await?.value.token)
+        Ok(self.raw_authenticate(request, Repeat::Read, Sees::Nothing).await?.value.token)
     }
 
     /// Opens a watch stream. Keys in its requests and answers are without the namespace.
@@ -165,8 +175,8 @@ impl Transport {
     ) -> Result<Streaming<pb::WatchResponse>> {
         let namespace = self.namespace.clone();
         let requests = tokio_stream::StreamExt::map(requests, move |request| namespace.watch(request));
-        let mut client =
-            pb::watch_client::WatchClient::new(self.service.clone()).max_decoding_message_size(MAX_ANSWER);
+        let client = pb::watch_client::WatchClient::new(self.service.clone());
+        let mut client = client.max_decoding_message_size(self.limits.answer);
         let request = routed(with_leader(requests), route);
         self.open("Watch/Watch", async move { client.watch(request).await }).await
     }
@@ -185,6 +195,19 @@ impl Transport {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
         self.open("Lease/LeaseKeepAlive", async move { client.lease_keep_alive(request).await }).await
+    }
+
+    /// Refuses an answer on a stream that is another cluster's, whose endpoint is avoided from here on.
+    pub(crate) fn same_cluster(
+        &self,
+        rpc: &'static str,
+        header: Option<&pb::ResponseHeader>,
+        route: &Route,
+    ) -> Result<()> {
+        header.map_or(Ok(()), |header| self.cluster.same(header)).map_err(|kind| {
+            route.avoid_member();
+            Error::new(kind, Outcome::NotApplied).at(rpc)
+        })
     }
 
     /// Turns the status that ended a stream into an error, and notes what it says of the token.
@@ -228,8 +251,15 @@ impl Transport {
     }
 
     /// Makes a unary call, and makes it again as far as [`retry`] allows and the deadline lasts.
-    async fn call<T, F, Fut>(&self, rpc: &'static str, repeat: Repeat, attempt: F) -> Result<Answer<T>>
+    async fn call<T, F, Fut>(
+        &self,
+        rpc: &'static str,
+        repeat: Repeat,
+        sees: Sees,
+        attempt: F,
+    ) -> Result<Answer<T>>
     where
+        T: Headed,
         F: Fn(Route) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
@@ -237,12 +267,17 @@ impl Transport {
         let mut route = Route::default();
         loop {
             let deadline = retry.attempt_deadline(Instant::now());
+            let revision = self.cluster.revision();
             // Boxed: it would be most of the size of all futures above, which mostly wait for something else.
             let attempt = Box::pin(attempt(route.clone()));
             let failed = match timeout_at(deadline, attempt).await {
                 Ok(Ok(response)) => {
                     let value = response.into_inner();
-                    return Ok(Answer { value, ambiguous: retry.ambiguous() });
+                    let header = value.header();
+                    match header.map_or(Ok(()), |header| self.cluster.learn(header, sees, revision)) {
+                        Ok(()) => return Ok(Answer { value, ambiguous: retry.ambiguous() }),
+                        Err(kind) => Error::new(kind, Outcome::Applied).at(rpc),
+                    }
                 }
                 Ok(Err(status)) => classify::error(rpc, status),
                 Err(_) => silent(rpc, &route),
@@ -266,6 +301,16 @@ impl Transport {
     unary!(raw_lease_grant, pb::lease_client::LeaseClient<_>, lease_grant, "Lease/LeaseGrant", pb::LeaseGrantRequest => pb::LeaseGrantResponse);
     unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
     unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
+}
+
+/// Whether a transaction's answer sees all that was committed before.
+fn sees(txn: &pb::TxnRequest) -> Sees {
+    use pb::request_op::Request;
+    let now = |op: &pb::RequestOp| match &op.request {
+        Some(Request::RequestRange(range)) => !range.serializable,
+        other => other.is_some(),
+    };
+    if txn.success.iter().chain(&txn.failure).any(now) { Sees::Now } else { Sees::Past }
 }
 
 /// How many compares, operations for success and operations for failure there are, nested ones included.
@@ -315,6 +360,8 @@ mod tests {
         send(|transport| async move {
             transport.open_keep_alive(tokio_stream::empty(), Route::default()).await.map(|_| ())
         });
-        send(|transport| async move { raw::kv(transport.raw()).range(pb::RangeRequest::default()).await });
+        send(|transport| async move {
+            raw::kv(transport.raw(), 1 << 20).range(pb::RangeRequest::default()).await
+        });
     }
 }

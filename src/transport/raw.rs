@@ -1,6 +1,6 @@
 //! The generated clients, over the transport's service.
 
-use super::{MAX_ANSWER, RawService};
+use super::RawService;
 use crate::pb::etcdserverpb as pb;
 
 /// The generated client of etcd's KV service.
@@ -16,26 +16,26 @@ pub type MaintenanceClient = pb::maintenance_client::MaintenanceClient<RawServic
 /// The generated client of etcd's Auth service.
 pub type AuthClient = pb::auth_client::AuthClient<RawService>;
 
-pub(crate) fn kv(service: RawService) -> KvClient {
-    KvClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn kv(service: RawService, most: usize) -> KvClient {
+    KvClient::new(service).max_decoding_message_size(most)
 }
 
-pub(crate) fn watch(service: RawService) -> WatchClient {
-    WatchClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn watch(service: RawService, most: usize) -> WatchClient {
+    WatchClient::new(service).max_decoding_message_size(most)
 }
 
-pub(crate) fn lease(service: RawService) -> LeaseClient {
-    LeaseClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn lease(service: RawService, most: usize) -> LeaseClient {
+    LeaseClient::new(service).max_decoding_message_size(most)
 }
 
-pub(crate) fn cluster(service: RawService) -> ClusterClient {
-    ClusterClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn cluster(service: RawService, most: usize) -> ClusterClient {
+    ClusterClient::new(service).max_decoding_message_size(most)
 }
 
-pub(crate) fn maintenance(service: RawService) -> MaintenanceClient {
-    MaintenanceClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn maintenance(service: RawService, most: usize) -> MaintenanceClient {
+    MaintenanceClient::new(service).max_decoding_message_size(most)
 }
 
-pub(crate) fn auth(service: RawService) -> AuthClient {
-    AuthClient::new(service).max_decoding_message_size(MAX_ANSWER)
+pub(crate) fn auth(service: RawService, most: usize) -> AuthClient {
+    AuthClient::new(service).max_decoding_message_size(most)
 }

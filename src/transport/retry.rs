@@ -86,11 +86,11 @@ pub(crate) fn avoids_member(kind: &ErrorKind) -> bool {
 }
 
 /// True for errors that no time mends, but another endpoint does: a learner serves few RPCs where a voter serves
-/// all, and one endpoint of several may be no etcd at all.
+/// all, and one endpoint of several may be another cluster's, or no etcd at all.
 fn is_the_members(kind: &ErrorKind) -> bool {
     match kind {
         ErrorKind::Unsupported { message } => message.contains("not supported for learner"),
-        ErrorKind::Protocol { .. } => true,
+        ErrorKind::Protocol { .. } | ErrorKind::ClusterMismatch { .. } => true,
         _ => false,
     }
 }

@@ -287,7 +287,10 @@ impl Task {
                 }
             }
             Heard::Opened(Err(error)) => self.broken(error),
-            Heard::Message(Ok(Some(response))) => self.response(response),
+            Heard::Message(Ok(Some(response))) => match self.check(&response) {
+                Ok(()) => self.response(response),
+                Err(error) => self.broken(error),
+            },
             Heard::Message(Ok(None)) => {
                 self.broken(Error::new(ErrorKind::Disconnected, Outcome::NotApplied).at(RPC));
             }
@@ -296,6 +299,12 @@ impl Task {
                 self.broken(error);
             }
         }
+    }
+
+    /// Refuses what another cluster says.
+    fn check(&self, response: &pb::WatchResponse) -> Result<()> {
+        let Line::Open(Requests { route, .. }, _) = &self.line else { return Ok(()) };
+        self.shared.transport.same_cluster(RPC, response.header.as_ref(), route)
     }
 
     fn response(&mut self, response: pb::WatchResponse) {

@@ -61,7 +61,7 @@ pub(super) fn server() -> (Server, Transport) {
     let routes = tonic::service::Routes::new(WatchServer::new(Service(sender)));
     let service = ServiceExt::<http::Request<Body>>::map_err(routes, |never: Infallible| match never {});
     let service = RawService::new(service);
-    let limits = Limits { request_timeout: REQUEST_TIMEOUT };
+    let limits = Limits { request_timeout: REQUEST_TIMEOUT, answer: 32 << 20 };
     (Server { knocks }, Transport::new(service, None, Namespace::new(""), limits))
 }
 

@@ -43,7 +43,7 @@ impl Etcd {
         let service = ServiceExt::<http::Request<Body>>::map_err(self.0.clone(), |error| {
             tonic::Status::from_error(error.into())
         });
-        let limits = Limits { request_timeout: Duration::from_secs(10) };
+        let limits = Limits { request_timeout: Duration::from_secs(10), answer: 32 << 20 };
         let service = RawService::new(service);
         Hub::new(Transport::new(service, None, Namespace::new(namespace), limits), Handle::current())
     }

@@ -10,6 +10,7 @@
 
 mod clients;
 mod closing;
+mod clusters;
 mod connect;
 mod crowds;
 mod descriptors;

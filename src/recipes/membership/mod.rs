@@ -3,8 +3,11 @@
 mod changes;
 mod resident;
 
+use std::fmt;
+
 use bytes::Bytes;
 
+use crate::error::quote::Payload;
 use crate::error::{Error, Result};
 use crate::key::{is_drawn, name_prefix};
 use crate::owned::{Owned, Plan, holder};
@@ -65,7 +68,7 @@ pub struct Membership {
 /// assert_eq!((seen.metadata, seen.token), ("busy".into(), member.token()));
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
     /// Its key, which no other member has, nor the same one after it was gone.
@@ -78,6 +81,15 @@ pub struct Peer {
     pub mod_revision: i64,
     /// The lease of its session.
     pub lease: i64,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Peer");
+        shown.field("key", &Payload(&self.key)).field("metadata", &Payload(&self.metadata));
+        shown.field("token", &self.token).field("mod_revision", &self.mod_revision);
+        shown.field("lease", &self.lease).finish()
+    }
 }
 
 impl Membership {

@@ -1,11 +1,13 @@
 //! Dead letters: items that were delivered often enough.
 
+use std::fmt;
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
 
 use super::core::{Core, deliveries, read_returns};
 use super::keys::{Head, level};
+use crate::error::quote::Payload;
 use crate::error::{Error, Result};
 use crate::key::unique_key;
 use crate::transport::retry::Repeat;
@@ -27,7 +29,7 @@ use crate::txn::{Compare, Op, Txn, by_age};
 /// assert_eq!(queue.take().await?.deliveries(), 1);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
     /// Its key.
@@ -36,6 +38,14 @@ pub struct DeadLetter {
     pub value: Bytes,
     /// The revision at which it was given up.
     pub revision: i64,
+}
+
+impl fmt::Debug for DeadLetter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("DeadLetter");
+        shown.field("key", &Payload(&self.key)).field("value", &Payload(&self.value));
+        shown.field("revision", &self.revision).finish()
+    }
 }
 
 impl Core {

@@ -96,7 +96,7 @@ impl Member {
 }
 
 fn limits() -> Limits {
-    Limits { request_timeout: Duration::from_secs(10) }
+    Limits { request_timeout: Duration::from_secs(10), answer: 32 << 20 }
 }
 
 fn refusal(code: Code, message: &str) -> Response<Body> {

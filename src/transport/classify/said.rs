@@ -28,12 +28,12 @@
 
 use tonic::Code;
 
-use crate::error::{ErrorKind, Outcome};
+use crate::error::{ErrorKind, Outcome, quote};
 
 /// What a message says, if it is one that has a kind of its own.
 pub(super) fn by_message(message: &str) -> Option<(ErrorKind, Outcome)> {
     use Outcome::{NotApplied, Unknown};
-    let words = || message.to_owned();
+    let words = || quote::bounded(message);
     // Raft's, the lessor's and gRPC's own errors come without the prefix.
     if message.contains("not a primary lessor") {
         return Some((ErrorKind::LeaderChanged, NotApplied));

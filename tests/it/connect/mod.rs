@@ -212,6 +212,9 @@ async fn bad_options_are_named_and_nothing_is_sent() {
         (with().token(""), "token", "empty"),
         (with().token("two\nlines"), "token", "header"),
         (with().token("t").user("root", "secret"), "token", "user"),
+        (with().max_answer_size(0), "max_answer_size", "zero"),
+        (with().endpoints("http://etcd.example:2379").user("root", "secret"), "endpoints", "etcd.example"),
+        (with().endpoints("etcd.example:2379").token("secret"), "endpoints", "allow_plaintext_credentials"),
         #[cfg(feature = "tls")]
         (
             Client::builder().service(FakeEtcd::start().service()).tls(etcd_concurrency::TlsOptions::new()),
@@ -230,6 +233,71 @@ async fn bad_options_are_named_and_nothing_is_sent() {
     }
     let connected = timeout(Duration::ZERO, listener.accept()).await;
     assert!(connected.is_err(), "somebody connected");
+}
+
+/// A user's password went over plain http to another host because an endpoint in a list had no `https://` before it.
+#[tokio::test]
+async fn a_password_goes_in_the_clear_only_where_that_is_asked_for() {
+    let with = |endpoints: &str| Client::builder().endpoints(endpoints).user("root", "secret");
+    for local in ["127.0.0.1:2379", "localhost:2379", "http://[::1]:2379", "unix:/run/etcd.sock"] {
+        with(local).connect_lazy().expect(local);
+    }
+    for open in ["10.0.0.1:2379", "http://etcd:2379", "127.0.0.1:2379, http://etcd:2379"] {
+        let error = with(open).connect_lazy().expect_err(open);
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "endpoints", .. }), "{error}");
+        with(open).allow_plaintext_credentials(true).connect_lazy().expect(open);
+        Client::builder().endpoints(open).connect_lazy().expect("nothing secret is sent");
+    }
+    #[cfg(feature = "tls")]
+    {
+        with("https://etcd:2379").connect_lazy().expect("in secret");
+        with("https://etcd:2379, http://etcd:2379").connect_lazy().expect_err("half of it in the clear");
+    }
+    let service = FakeEtcd::start().service();
+    Client::builder().service(service).user("root", "secret").connect_lazy().expect("its own concern");
+}
+
+/// What a server sends is not taken beyond a size, and the error says what it is and how to take it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_too_large_is_an_error_of_its_own() {
+    use etcd_concurrency::{Op, Outcome, Txn};
+    let fake = FakeEtcd::start();
+    let client = Client::builder().service(fake.service()).max_answer_size(10_000).connect().await.unwrap();
+    client.txn(Txn::new().success(Op::put("large", vec![b'x'; 9_000]))).await.unwrap();
+    client.txn(Txn::new().success(Op::get("large"))).await.unwrap();
+    client.txn(Txn::new().success(Op::put("large", vec![b'x'; 10_001]))).await.unwrap();
+    let read_and_write = Txn::new().success(Op::get("large")).success(Op::put("k", "v"));
+    let error = client.txn(read_and_write).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::AnswerTooLarge { .. }), "{error:?}");
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    assert!(fake.snapshot().get("k").is_some());
+    let range =
+        etcd_concurrency::pb::etcdserverpb::RangeRequest { key: "large".into(), ..Default::default() };
+    client.kv_client().range(range.clone()).await.expect_err("the same of the generated clients");
+    client.kv_client().max_decoding_message_size(100_000).range(range).await.expect("as was asked for");
+}
+
+/// A server's words, and what others wrote, reach a terminal or a log as text.
+#[tokio::test(start_paused = true)]
+async fn words_of_others_do_what_they_like_to_no_log() {
+    use etcd_concurrency::fake::{Do, On, Rpc};
+    use etcd_concurrency::{Op, Txn};
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let evil = "no\n2026-01-01 INFO all is well\r\u{1b}]0;owned\u{7}\u{1b}[2J";
+    for code in [
+        tonic::Code::Unavailable,
+        tonic::Code::Unknown,
+        tonic::Code::FailedPrecondition,
+        tonic::Code::Aborted,
+    ] {
+        let fault = fake.fault(On::rpc(Rpc::Txn), Do::fail(tonic::Status::new(code, evil)));
+        let error = client.txn(Txn::new().success(Op::put("k", "v"))).await.unwrap_err();
+        fault.remove();
+        for told in [error.to_string(), format!("{error:?}"), story(&error)] {
+            assert!(!told.chars().any(char::is_control), "{told:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,164 @@
+//! Answers of another cluster, or of this one as it was: endpoints that were mixed up, a backup that was restored.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use etcd_concurrency::fake::FakeEtcd;
+use etcd_concurrency::pb::etcdserverpb::ResponseHeader;
+use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Outcome, Session, Txn, Watch};
+use http_body_util::BodyExt;
+use prost::Message;
+use tonic::body::Body;
+use tower::{ServiceExt, service_fn};
+
+use crate::support::queue::session;
+
+/// Two servers behind one address: the first until `turn`, then the second.
+#[derive(Clone)]
+struct Two {
+    fakes: [FakeEtcd; 2],
+    second: Arc<AtomicBool>,
+    /// The second is of another cluster.
+    foreign: bool,
+}
+
+impl Two {
+    fn new(foreign: bool) -> Self {
+        Self { fakes: [FakeEtcd::start(), FakeEtcd::start()], second: Arc::default(), foreign }
+    }
+
+    fn turn(&self, second: bool) {
+        self.second.store(second, Ordering::SeqCst);
+    }
+
+    fn client(&self) -> Client {
+        let two = self.clone();
+        let service = service_fn(move |request: http::Request<Body>| {
+            let second = two.second.load(Ordering::SeqCst);
+            let (service, foreign) = (two.fakes[usize::from(second)].service_for("c"), second && two.foreign);
+            async move {
+                let answer = service.oneshot(request).await?;
+                Ok::<_, tower::BoxError>(if foreign { answer.map(of_another_cluster) } else { answer })
+            }
+        });
+        Client::from_service(service)
+    }
+}
+
+/// Gives each message of an answer another cluster's id. A field that comes twice counts as it came last.
+fn of_another_cluster(body: Body) -> Body {
+    Body::new(body.map_frame(|frame| {
+        frame.map_data(|mut data| {
+            let mut all = BytesMut::new();
+            while data.len() >= 5 {
+                let length = u32::from_be_bytes(data[1..5].try_into().unwrap()) as usize;
+                let message = data.split_to(5 + length);
+                let header = ResponseHeader { cluster_id: 42, ..Default::default() }.encode_to_vec();
+                let more = [&[0x0a, u8::try_from(header.len()).unwrap()][..], &header].concat();
+                all.extend_from_slice(&[0]);
+                all.extend_from_slice(&u32::try_from(length + more.len()).unwrap().to_be_bytes());
+                all.extend_from_slice(&message[5..]);
+                all.extend_from_slice(&more);
+            }
+            Bytes::from(all)
+        })
+    }))
+}
+
+fn put(value: &'static str) -> Txn {
+    Txn::new().success(Op::put("k", value))
+}
+
+fn get() -> Txn {
+    Txn::new().success(Op::get("k"))
+}
+
+/// A cluster was restored from a backup under an open client: what it had acknowledged since was gone, the token of a
+/// lock fell, and nothing said a word.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_was_restored_from_a_backup_is_told_of() {
+    let two = Two::new(false);
+    let client = two.client();
+    let session = session(&client).await;
+    for _ in 0..10 {
+        client.txn(put("new")).await.unwrap();
+    }
+    two.turn(true);
+    let error = client.txn(put("again")).await.unwrap_err();
+    let ErrorKind::RevisionsLost { seen, found, .. } = error.kind() else { panic!("{error}") };
+    assert_eq!((*seen, *found, error.outcome()), (11, 2, Outcome::Applied));
+    let error = Mutex::new(&session, "m").unwrap().try_lock().await.unwrap_err();
+    // The backup does not have the lease at all.
+    assert!(
+        error.lost_reason().is_some() || matches!(error.kind(), ErrorKind::RevisionsLost { .. }),
+        "{error}"
+    );
+}
+
+/// The same where the backup has the session's lease: the session ends with its own reason.
+#[tokio::test(start_paused = true)]
+async fn a_session_does_not_outlive_the_revisions_that_its_cluster_lost() {
+    let two = Two::new(false);
+    let (client, restored) = (two.client(), two.fakes[1].client());
+    let session = session(&client).await;
+    let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
+    restored.lease_client().lease_grant(lease).await.unwrap();
+    for _ in 0..10 {
+        client.txn(put("new")).await.unwrap();
+    }
+    two.turn(true);
+    let error = Mutex::new(&session, "m").unwrap().lock().await.unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::RevisionsLost), "{error}");
+    assert_eq!(session.lost().await, LostReason::RevisionsLost);
+}
+
+/// One of the endpoints was another cluster's: half of the writes went there, and nothing said a word.
+#[tokio::test(start_paused = true)]
+async fn what_another_cluster_answers_is_an_error_with_both_ids() {
+    let two = Two::new(true);
+    let client = two.client();
+    client.txn(put("ours")).await.unwrap();
+    two.turn(true);
+    let error = client.txn(put("theirs")).await.unwrap_err();
+    let ErrorKind::ClusterMismatch { expected, found, .. } = error.kind() else { panic!("{error}") };
+    assert_eq!((*found, error.outcome()), (42, Outcome::Applied));
+    assert_ne!(*expected, 42);
+    assert_eq!(two.fakes[1].snapshot().value("k"), Some("theirs".as_bytes()));
+    two.turn(false);
+    assert_eq!(client.txn(get()).await.unwrap().first_value(), b"ours");
+}
+
+/// Another cluster knows nothing of a session's lease, and what it says of it was believed: the session was lost.
+#[tokio::test(start_paused = true)]
+async fn another_cluster_ends_no_session_and_no_watch() {
+    let two = Two::new(true);
+    let client = two.client();
+    let session = Session::builder(&client).ttl(Duration::from_secs(60)).open().await.unwrap();
+    let mut watcher = client.watch(Watch::key("k"));
+    watcher.created().await.unwrap();
+    client.txn(put("1")).await.unwrap();
+    watcher.next().await.unwrap();
+    two.turn(true);
+    two.fakes[0].cut("c");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    two.fakes[1].client().txn(put("theirs")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    two.turn(false);
+    client.txn(put("2")).await.unwrap();
+    let events = watcher.next().await.unwrap();
+    assert_eq!(events.events[0].kv.as_ref().unwrap().value, "2");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(session.is_valid());
+}
+
+trait FirstValue {
+    fn first_value(&self) -> &[u8];
+}
+
+impl FirstValue for etcd_concurrency::TxnReply {
+    fn first_value(&self) -> &[u8] {
+        &self.kvs(0).unwrap()[0].value
+    }
+}
