@@ -233,7 +233,7 @@ async fn a_refused_call_is_sent_again_and_not_for_ever() {
 async fn the_generated_clients_get_a_new_token_too() {
     let member = Member::new();
     let (transport, _) = member.transport("right");
-    let mut kv = raw::kv(transport.raw());
+    let mut kv = raw::kv(transport.raw(), 1 << 20);
     kv.range(pb::RangeRequest::default()).await.expect("the first token");
     member.expire();
     kv.range(pb::RangeRequest::default()).await.expect("the second");
@@ -284,7 +284,8 @@ async fn a_wrong_password_is_an_error_at_once() {
     assert_eq!((error.outcome(), error.rpc()), (Outcome::NotApplied, Some("Auth/Authenticate")));
     assert_eq!((member.seen("Authenticate"), member.seen("Range")), (1, 0));
 
-    let status = raw::kv(transport.raw()).range(pb::RangeRequest::default()).await.expect_err("wrong");
+    let status =
+        raw::kv(transport.raw(), 1 << 20).range(pb::RangeRequest::default()).await.expect_err("wrong");
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("invalid user ID or password"), "{status:?}");
 }
@@ -323,7 +324,7 @@ async fn a_token_shows_in_no_log() {
     let bare = Transport::new(member.service(), None, Namespace::new(""), limits());
     let tokens = Tokens::of_user("root".into(), "right".into(), bare, Handle::current());
     let service = RawService::new(Auth::new(RawService::new(logged), tokens));
-    raw::kv(service).range(pb::RangeRequest::default()).await.expect("answered");
+    raw::kv(service, 1 << 20).range(pb::RangeRequest::default()).await.expect("answered");
     let seen = seen.lock().expect("sound");
     assert!(seen.contains("Sensitive") && !seen.contains("token-0"), "{seen}");
 }
