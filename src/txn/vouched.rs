@@ -92,7 +92,7 @@ mod tests {
         }
         let header = pb::ResponseHeader { revision: 7, ..Default::default() };
         let read = pb::response_op::Response::ResponseRange(pb::RangeResponse::default());
-        let reply = |responses| TxnReply { succeeded: true, header: header.clone(), responses };
+        let reply = |responses| TxnReply { succeeded: true, header, responses };
         let answered = reply(vec![pb::ResponseOp { response: Some(read) }]);
         assert!(answered.clone().without_read(true).expect("answered").responses.is_empty());
         assert_eq!(answered.clone().without_read(false).expect("not ours"), answered);

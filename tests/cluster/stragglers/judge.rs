@@ -105,7 +105,7 @@ pub(crate) fn wrong(deed: &Deed, left: &[String], writes: &[Write]) -> Vec<Strin
             }
         }
         Kind::Barrier => {
-            if left.iter().any(|key| *key == deed.name) {
+            if left.contains(&deed.name) {
                 say("a barrier is held whose hold was given up".into());
             }
             if is_refused && puts(&deed.name) > 0 {
