@@ -302,7 +302,7 @@ impl Task {
     }
 
     /// Refuses what another cluster says.
-    fn check(&self, response: &pb::WatchResponse) -> Result<()> {
+    fn check(&self, response: &pb::WatchResponse) -> Result<(), Error> {
         let Line::Open(Requests { route, .. }, _) = &self.line else { return Ok(()) };
         self.shared.transport.same_cluster(RPC, response.header.as_ref(), route)
     }
