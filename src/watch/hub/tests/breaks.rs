@@ -138,7 +138,7 @@ async fn a_task_that_panics_leaves_no_watch_waiting() {
         assert_ne!(calls.fetch_add(1, Ordering::SeqCst), 1, "the second opening panics");
         request
     });
-    let limits = Limits { request_timeout: REQUEST_TIMEOUT };
+    let limits = Limits { request_timeout: REQUEST_TIMEOUT, answer: 32 << 20 };
     let transport = Transport::new(RawService::new(service), None, Namespace::new(""), limits);
     let hub = Hub::new(transport, Handle::current());
     let mut stands = hub.watch(Watch::key("a"));

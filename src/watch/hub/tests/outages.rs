@@ -180,7 +180,7 @@ async fn ids_that_the_server_makes_up_are_no_etcd() {
 async fn a_user_whom_the_server_never_sees_is_told() {
     let (mut server, bare) = server();
     let tokens = Tokens::of_user("root".into(), "secret".into(), bare.clone(), Handle::current());
-    let limits = Limits { request_timeout: REQUEST_TIMEOUT };
+    let limits = Limits { request_timeout: REQUEST_TIMEOUT, answer: 32 << 20 };
     let transport = Transport::new(bare.raw(), Some(tokens), Namespace::new(""), limits);
     let hub = Hub::new(transport, Handle::current());
     let mut watcher = hub.watch(Watch::key("k"));
