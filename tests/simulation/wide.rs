@@ -1,4 +1,4 @@
-//! What goes wrong only where it is asked for, until the crate bears it: `SIM_WIDE=all`, or names with commas between.
+//! What goes wrong only where it is asked for, until the crate bears it: `SIM_WIDE=all`, or names with commas between, `-Name` for without.
 
 use std::sync::OnceLock;
 
@@ -27,10 +27,12 @@ pub(crate) enum Wide {
     Barrier,
     /// Dead letters.
     Letters,
+    /// All are there when a double barrier opens, at that very revision.
+    Together,
 }
 
 /// Those that the crate bears.
-const ON: &[Wide] = &[];
+const ON: &[Wide] = &[Wide::Victims, Wide::Several, Wide::Resize, Wide::Letters, Wide::Barrier];
 
 /// Whether schedules may have it in them.
 pub(crate) fn on(what: Wide) -> bool {
@@ -40,5 +42,6 @@ pub(crate) fn on(what: Wide) -> bool {
         names.split(',').map(str::to_owned).collect()
     });
     let name = format!("{what:?}");
-    ON.contains(&what) || asked.iter().any(|asked| *asked == name || asked == "all")
+    let says = |word: &str| asked.iter().any(|asked| asked == word);
+    (ON.contains(&what) || says("all") || says(&name)) && !says(&format!("-{name}"))
 }

@@ -44,8 +44,6 @@ pub(crate) struct World {
     pub(crate) stopped: [Hold; 2],
     /// When the last call has arrived that straggles.
     pub(crate) last_straggler: Cell<Instant>,
-    /// The hold of the plain barrier that somebody believes in, by its create_revision, or 0.
-    pub(crate) barrier: Cell<i64>,
     phase: Cell<Phase>,
     violation: RefCell<Option<String>>,
     violated: Notify,
@@ -100,7 +98,6 @@ impl World {
             broken: RefCell::default(),
             stopped: [Hold::new(), Hold::new()],
             last_straggler: Cell::new(Instant::now()),
-            barrier: Cell::new(0),
             phase: Cell::new(Phase::Rough),
             violation: RefCell::default(),
             violated: Notify::new(),

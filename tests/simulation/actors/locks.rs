@@ -119,18 +119,32 @@ pub(super) async fn act(actor: &mut Actor, kind: Kind) {
         }
         let (world, mut draws) = (actor.world.clone(), actor.rng.fork());
         let taking = take(kind, &session, &mut draws, world.id(), world.fake.revision());
-        let Some(Ok(guard)) = world.wait("a lock", &mut actor.rng, Some(&session), taking).await else {
-            actor.world.pause(&mut actor.rng, 200).await;
-            continue;
+        let guard = match world.wait("a lock", &mut actor.rng, Some(&session), taking).await {
+            Some(Ok(guard)) => guard,
+            failed => {
+                if let Some(Err(error)) = failed {
+                    held::failed(&world, &session, &error);
+                }
+                actor.world.pause(&mut actor.rng, 200).await;
+                continue;
+            }
         };
         let enter =
             |(name, mode, fence): (String, Mode, Fence)| held::enter(&world, &name, mode, &fence, &session);
         let mut ids: Vec<Option<u64>> = guard.held().into_iter().map(enter).collect();
+        if ids.contains(&None) {
+            for (name, _, fence) in guard.held() {
+                held::falls(&world, &name, &fence).await;
+            }
+        }
         let Some(guard) = hold(actor, guard, &session, &mut ids).await else {
             ids.into_iter().for_each(|id| held::leave(&world, id));
             continue;
         };
         ids.into_iter().for_each(|id| held::leave(&world, id));
+        for (name, _, fence) in guard.held() {
+            held::falls(&world, &name, &fence).await;
+        }
         release(actor, guard, &session).await;
         if actor.rng.u8(0..4) > 0 {
             actor.a_while().await;

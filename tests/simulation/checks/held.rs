@@ -1,10 +1,13 @@
 //! Who holds what, at this very moment, by what each holder's session says: never too many, and tokens grow.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use etcd_concurrency::{Fence, Session};
+use etcd_concurrency::{Error, Fence, LostReason, Session};
+use tokio::time::sleep;
 
-use crate::world::World;
+use crate::wide::{self, Wide};
+use crate::world::{Phase, World};
 
 /// How something is held.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,6 +78,42 @@ pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, sessio
     let id = world.id();
     held.entries.insert(id, Entry { name: name.to_owned(), mode, fence: fence.clone(), lease });
     Some(id)
+}
+
+/// What is held by a key that somebody has deleted is lost as soon as that can be told.
+pub(crate) async fn falls(world: &World, name: &str, fence: &Fence) {
+    let there = world.fake.snapshot().get(fence.key()).map(|kv| kv.create_revision);
+    if !world.broken.borrow().contains(&fence.token()) || there == Some(fence.token()) {
+        return;
+    }
+    let overdue = async {
+        while world.phase() == Phase::Rough {
+            sleep(Duration::from_secs(1)).await;
+        }
+        sleep(TOLD).await;
+    };
+    tokio::select! {
+        biased;
+        _ = fence.lost() => world.count("told of a deleted key"),
+        () = overdue => world.violate(format!("{name} is held by a key that was deleted long ago: {fence:?}")),
+    }
+}
+
+/// How long it may take until a deleted key is told of, where nothing is wrong.
+const TOLD: Duration = Duration::from_secs(10);
+
+/// A key is told of as deleted where somebody deleted one, or ended a lease: it does not go by itself.
+pub(crate) fn failed(world: &World, session: &Session, error: &Error) {
+    let nothing_was = world.broken.borrow().is_empty() && world.ended.borrow().is_empty();
+    if error.lost_reason() == Some(LostReason::KeyDeleted) && nothing_was && session.is_valid() {
+        world.violate(format!("it is said that a key was deleted, and none was: {error}"));
+    }
+    let told = error.to_string();
+    let refused =
+        ["invalid auth token", "revision of auth store is old"].iter().any(|words| told.contains(words));
+    if refused && wide::on(Wide::Tokens) {
+        world.violate(format!("a token that is refused ends what needs one: {told}"));
+    }
 }
 
 /// Whoever believes in a session now is right: the server has its lease.

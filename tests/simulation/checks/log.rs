@@ -8,6 +8,7 @@ use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
 use super::record::revision;
 use super::spans;
 use super::told::{Fate, Told};
+use crate::wide::{self, Wide};
 
 pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 
@@ -185,7 +186,10 @@ impl Rounds {
             None => {}
             Some(same) if same == self.ready => {}
             Some(began) => {
-                let complete = waiters().any(|key| self.complete.contains(key));
+                let complete = match wide::on(Wide::Together) {
+                    true => waiters().count() >= TOGETHER as usize,
+                    false => waiters().any(|key| self.complete.contains(key)),
+                };
                 *self = Self { ready: began, complete: BTreeSet::new() };
                 if !complete {
                     return Err(format!("a round began at {began}, and not all were there"));
