@@ -64,7 +64,7 @@ impl Mutex {
     /// Dropping the future at any point gives up the place in the queue and leaves no key, watch or task behind: what
     /// is under way is settled in the background. The place in the queue is lost.
     pub async fn lock(&self) -> Result<MutexGuard> {
-        Ok(MutexGuard { owned: self.list.enter(Bytes::new()).await? })
+        Ok(MutexGuard { owned: self.list.enter(Bytes::new()).await?.handed_out() })
     }
 
     /// Takes the lock if nobody holds it or waits for it: one RPC, and none where a task of this process has it. Leaves
@@ -76,7 +76,7 @@ impl Mutex {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<MutexGuard> {
-        Ok(MutexGuard { owned: self.list.try_enter(Bytes::new()).await? })
+        Ok(MutexGuard { owned: self.list.try_enter(Bytes::new()).await?.handed_out() })
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Leadership {
 
 impl Leadership {
     pub(super) fn new(owned: Owned) -> Self {
-        Self { owned }
+        Self { owned: owned.handed_out() }
     }
 
     pub(super) fn owned(&self) -> &Owned {

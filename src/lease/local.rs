@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
 /// The queues of one lease, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Locals {
     queues: Arc<Mutex<BTreeMap<Bytes, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Tells that there is a name on which nobody is left.
+    unwanted: Arc<Notify>,
 }
 
 /// One's turn; the next in line gets it when this is dropped.
@@ -38,13 +40,30 @@ impl Locals {
         Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
     }
 
+    /// One's turn once nobody has it or waits for it: who takes it keeps no task waiting, but those that come after.
+    pub(crate) async fn unwanted_turn(&self, name: &Bytes) -> Turn {
+        loop {
+            let mut told = std::pin::pin!(self.unwanted.notified());
+            told.as_mut().enable();
+            let queue = {
+                let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+                let unwanted = !queues.contains_key(name);
+                unwanted.then(|| queues.entry(name.clone()).or_default().clone())
+            };
+            if let Some(turn) = queue.and_then(|queue| queue.try_lock_owned().ok()) {
+                return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
+            }
+            told.await;
+        }
+    }
+
     fn queue(&self, name: &Bytes) -> Arc<tokio::sync::Mutex<()>> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.entry(name.clone()).or_default().clone()
     }
 
     fn share(&self) -> Self {
-        Self { queues: self.queues.clone() }
+        Self { queues: self.queues.clone(), unwanted: self.unwanted.clone() }
     }
 
     #[cfg(test)]
@@ -67,6 +86,8 @@ impl Drop for Turn {
         // Whoever waits holds the queue too; with nobody left, its entry is garbage.
         if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(queue) == 1) {
             queues.remove(&self.name);
+            drop(queues);
+            self.locals.unwanted.notify_waiters();
         }
     }
 }
@@ -98,6 +119,26 @@ mod tests {
             task.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+        assert_eq!(locals.len(), 0);
+    }
+
+    /// What looks for a key that came late waits for the turn, and must not be the reason for which others do not get it.
+    #[tokio::test]
+    async fn who_takes_an_unwanted_turn_stands_behind_all() {
+        let locals = Arc::new(Locals::default());
+        let name = Bytes::from_static(b"a/");
+        let first = locals.turn(&name).await;
+        let last = tokio::spawn({
+            let (locals, name) = (locals.clone(), name.clone());
+            async move { drop(locals.unwanted_turn(&name).await) }
+        });
+        tokio::task::yield_now().await;
+        drop(first);
+        let second = locals.try_turn(&name).expect("nobody has it");
+        tokio::task::yield_now().await;
+        assert!(!last.is_finished());
+        drop(second);
+        last.await.unwrap();
         assert_eq!(locals.len(), 0);
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod clock;
 mod keepalive;
 mod local;
 mod state;
+pub(crate) mod suspects;
 pub(crate) mod time;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use clock::{LeaseClock, Moment};
 use keepalive::KeepAlive;
 pub(crate) use local::{Locals, Turn};
 use state::State;
+use suspects::Suspects;
 use time::Time;
 
 /// What a session knows of its lease.
@@ -143,6 +145,9 @@ pub(crate) struct Lease {
     /// not keep.
     ended: CancellationToken,
     locals: Locals,
+    suspects: Suspects,
+    /// It was granted here, not adopted: nobody else puts keys with it.
+    granted: bool,
     /// How many sessions are on it: more than one where it was adopted twice.
     sessions: AtomicUsize,
     leases: Leases,
@@ -150,14 +155,13 @@ pub(crate) struct Lease {
 
 impl Lease {
     fn new(id: i64, clock: LeaseClock, leases: Leases) -> Self {
-        let first = if clock.is_proven() {
-            SessionState::Active
-        } else {
-            SessionState::Suspended { since: Instant::now() }
-        };
+        let granted = clock.is_proven();
+        let first =
+            if granted { SessionState::Active } else { SessionState::Suspended { since: Instant::now() } };
         let (clock, state) = (Mutex::new(clock), State::new(first));
-        let (ended, locals) = (CancellationToken::new(), Locals::default());
-        Self { id, clock, state, ended, locals, sessions: AtomicUsize::new(0), leases }
+        let (ended, locals, suspects) = (CancellationToken::new(), Locals::default(), Suspects::default());
+        let sessions = AtomicUsize::new(0);
+        Self { id, clock, state, ended, locals, suspects, granted, sessions, leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -181,6 +185,16 @@ impl Lease {
     /// Whose turn it is among the tasks of this process, key by key.
     pub(crate) fn locals(&self) -> &Locals {
         &self.locals
+    }
+
+    /// It was granted here, not adopted.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.granted
+    }
+
+    /// Keys that may yet be put, though those who wanted them have given up.
+    pub(crate) fn suspects(&self) -> &Suspects {
+        &self.suspects
     }
 
     pub(crate) fn state(&self) -> SessionState {

@@ -77,8 +77,10 @@ macro_rules! guard {
             ///
             /// # Errors
             /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if it was lost before: others may have held it in the
-            /// meantime. Any other error means that the release goes on in the background, until it is settled: there
-            /// is no need to call again.
+            /// meantime. [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) of the outcome
+            /// [`Unknown`](crate::Outcome::Unknown) where an attempt was not answered and the next found the key gone: it
+            /// is released, but whether it was lost before cannot be told. Any other error means that the release goes on
+            /// in the background, until it is settled: there is no need to call again.
             ///
             /// # Cancel safety
             /// Dropping the future lets the release go on in the background.

@@ -20,13 +20,13 @@ use std::task::Poll;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::txn::{Op, Txn};
 pub(crate) use guard::{guard, holder};
-use leave::Leave;
+use leave::{Deleted, Leave};
 pub(crate) use plan::{Plan, Planned};
 use writes::Writes;
 
@@ -40,14 +40,22 @@ pub(crate) struct Owned {
     writes: Writes,
     /// How they are given up; None once that is in hand.
     leave: Mutex<Option<Leave>>,
+    /// The user was given them: they stay where the session is orphaned, for who adopts it.
+    handed_out: bool,
 }
 
 impl Owned {
-    fn new(leave: Leave, create_revision: i64, header: pb::ResponseHeader) -> Self {
-        let session = leave.session().clone();
+    fn new(session: Session, leave: Leave, create_revision: i64, header: pb::ResponseHeader) -> Self {
+        leave.owns(create_revision);
         let fences = Fence::each(&session, leave.keys(), create_revision);
         let (writes, leave) = (Writes::new(create_revision), Mutex::new(Some(leave)));
-        Self { session, fences, header, writes, leave }
+        Self { session, fences, header, writes, leave, handed_out: false }
+    }
+
+    /// The user is given them.
+    pub(crate) fn handed_out(mut self) -> Self {
+        self.handed_out = true;
+        self
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -121,18 +129,22 @@ impl Owned {
         self.check()?;
         let Some(leave) = self.leave() else { return Err(LostReason::Released.into()) };
         match self.session.cleanup().finish(leave.release(self.fence().token())).await {
-            Ok(true) => Ok(()),
-            // Somebody else did: for how long were they no longer ours?
-            Ok(false) => Err(self.why().await.into()),
+            Ok(Deleted::ByUs) => Ok(()),
+            // Another client did: for how long were they no longer ours?
+            Ok(Deleted::Before) => Err(self.why().await.into()),
+            Ok(Deleted::Unknown) => {
+                let error = Error::new(ErrorKind::Fenced, Outcome::Unknown).at("KV/Txn");
+                Err(error.because(
+                    "the key is gone; an attempt that was not answered, or another client, deleted it",
+                ))
+            }
             Err(error) => Err(self.session.lease_handle().lost_reason().map_or(error, Error::from)),
         }
     }
 
     /// The keys were deleted along with something else: there is nothing to take back.
     pub(crate) fn released(&self) {
-        if let Some(leave) = self.leave() {
-            leave.left();
-        }
+        drop(self.leave());
     }
 
     /// Runs work until it ends or a key is lost, whichever is first, then gives them up.
@@ -200,15 +212,14 @@ impl Owned {
 impl Owned {
     /// Gives the keys up, in the background where they stand: also while others still share this.
     pub(crate) fn let_go(&self) {
+        // The session's end takes all keys along, but where another goes on with the lease.
+        let orphaned = self.session.lease_handle().lost_reason() == Some(LostReason::Orphaned);
         // Of several keys that fell for one of them, the others are there yet.
-        let stands = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
+        let some_stand = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
+        let stands = some_stand || orphaned && !self.handed_out;
         let token = self.fence().token();
-        let Some(leave) = self.leave() else { return };
-        if stands {
+        if let Some(leave) = self.leave().filter(|_| stands) {
             leave.spawn(token);
-        } else {
-            // The session's end takes all keys along; but where somebody else deleted ours, a put of ours may follow.
-            leave.left();
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
 /// Keys to be put, what must hold for that, and what is read and done along with it.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    session: Session,
     leave: Leave,
     /// Of all keys.
     value: Bytes,
@@ -46,16 +47,23 @@ impl Plan {
 
     /// Keys that nobody else ever puts.
     pub(crate) fn of(session: &Session, keys: Vec<Bytes>, value: Bytes) -> Self {
-        Self::new(Leave::new(session, keys, None), value)
+        Self::new(session, Leave::new(session, keys, None), value)
     }
 
     /// A key that tasks of this process put in turn.
     pub(crate) fn in_turn(session: &Session, key: Bytes, turn: Turn, value: Bytes) -> Self {
-        Self::new(Leave::new(session, vec![key], Some(turn)), value)
+        Self::new(session, Leave::new(session, vec![key], Some(turn)), value)
     }
 
-    fn new(leave: Leave, value: Bytes) -> Self {
-        Self { leave, value, only_if: Vec::new(), reads: Vec::new(), also: Vec::new() }
+    fn new(session: &Session, leave: Leave, value: Bytes) -> Self {
+        Self {
+            session: session.clone(),
+            leave,
+            value,
+            only_if: Vec::new(),
+            reads: Vec::new(),
+            also: Vec::new(),
+        }
     }
 
     pub(crate) fn only_if(mut self, compare: Compare) -> Self {
@@ -74,7 +82,7 @@ impl Plan {
     }
 
     pub(crate) fn session(&self) -> &Session {
-        self.leave.session()
+        &self.session
     }
 
     pub(crate) fn value(&self) -> &Bytes {
@@ -85,7 +93,7 @@ impl Plan {
     ///
     /// Dropped at any point, it leaves nothing: it goes on in the background, and is then taken back.
     pub(crate) async fn put(self) -> Result<Planned> {
-        let session = self.leave.session().clone();
+        let session = self.session.clone();
         session.check()?;
         let planned = session.unless_lost(session.cleanup().finish(self.commit())).await?;
         // The answer may have been on its way for longer than the session lasts.
@@ -95,12 +103,11 @@ impl Plan {
 
     /// What was put before, and stands since this create_revision: nothing is sent.
     pub(crate) fn put_before(self, create_revision: i64, header: pb::ResponseHeader) -> Owned {
-        Owned::new(self.leave, create_revision, header)
+        Owned::new(self.session, self.leave, create_revision, header)
     }
 
     async fn commit(self) -> Result<Planned> {
-        let Self { mut leave, value, only_if, reads, also } = self;
-        let session = leave.session();
+        let Self { session, leave, value, only_if, reads, also } = self;
         let mut txn = only_if.into_iter().fold(Txn::new(), Txn::compare);
         for key in leave.keys() {
             txn = txn.compare(Compare::missing(key.clone()));
@@ -118,20 +125,26 @@ impl Plan {
                 return Err(error);
             }
         };
-        leave.ambiguous = answer.ambiguous;
-        let mut reply = answer.value;
+        let (mut reply, unanswered) = (answer.value, answer.unanswered);
+        let revision = reply.header.revision;
         let ours = ours(leave.keys(), &reply);
         // What is left are the answers to the reads.
         reply.responses.drain(..leave.keys().len().min(reply.responses.len()));
         match ours {
             Ok(Some(Ours { create_revision, found })) => {
-                let owned = Owned::new(leave, create_revision, reply.header);
+                // What is there was put by one of them, which puts it no more.
+                let came = found.is_some() && leave.is_fresh();
+                let to_come = unanswered.saturating_sub(u32::from(came));
+                if to_come > 0 {
+                    leave.suspect(create_revision, to_come, revision);
+                }
+                let owned = Owned::new(session, leave, create_revision, reply.header);
                 Ok(Planned { owned: Some(owned), found, reply })
             }
             // An attempt of unknown fate may put them yet, when what did not hold now holds again.
             Ok(None) => {
-                if leave.ambiguous {
-                    leave.settle();
+                if unanswered > 0 {
+                    leave.suspect(0, unanswered, revision);
                 }
                 Ok(Planned { owned: None, found: None, reply })
             }

@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
+use crate::lease::suspects::Suspect;
 use crate::session::Session;
+use crate::session::straggler::delete_each;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::view::View;
@@ -57,7 +59,10 @@ impl Barrier {
         &self.session
     }
 
-    /// Holds the barrier: from here on, all who come wait. One RPC. It stays held when the session ends.
+    /// Holds the barrier: from here on, all who come wait. It stays held when the session ends.
+    ///
+    /// Two RPCs: the hold is put with the session's lease first, and then made to last without it. So the server refuses
+    /// a hold that was given up, and arrives after any time, once the session has ended; until then it is watched for.
     ///
     /// A hold whose reply was lost is settled by reading it back. Where that cannot be done, the error's outcome is
     /// [`Unknown`](Outcome::Unknown), and the hold is taken back in the background.
@@ -83,7 +88,9 @@ impl Barrier {
     ///
     /// # Errors
     /// Whatever keeps the server from answering until the client's request timeout; [`Error::outcome`] says whether it
-    /// was released. The session's loss is none.
+    /// was released. [`ErrorKind::Locked`] of the outcome [`Unknown`](Outcome::Unknown) where an attempt was not answered
+    /// and the next found another hold: whether that came before or after the release cannot be told. Released once more,
+    /// it is this one that goes. The session's loss is no error.
     ///
     /// # Cancel safety
     /// Dropping the future lets the release go on in the background.
@@ -111,41 +118,31 @@ impl Barrier {
         let mark = Bytes::from(drawn());
         let put = Txn::new()
             .compare(Compare::missing(self.key.clone()))
-            .success(Op::put(self.key.clone(), mark.clone()))
+            .success(Op::put_with_lease(self.key.clone(), mark.clone(), self.session.lease()))
             .failure(Op::get(self.key.clone()));
-        // Twice is not once: between the two, somebody else may have released the first.
-        let error = match self.session.transact(put, Repeat::Never).await.map(|answer| answer.value) {
-            Ok(reply) if reply.succeeded => return Ok(Hold::new(self, mark, reply.header.revision)),
+        // Twice is not once: between the two, another may have released the first.
+        let put = self.session.transact(put, Repeat::Never).await.map(|answer| answer.value);
+        let held_since = match put {
+            Ok(reply) if reply.succeeded => reply.header.revision,
             Ok(reply) => return Err(self.held(&reply)),
-            Err(error) => error,
+            Err(error) if error.outcome() == Outcome::NotApplied => return Err(error),
+            Err(error) => self.read_back(mark.clone()).await.ok_or(error)?,
         };
-        if error.outcome() == Outcome::NotApplied {
-            return Err(error);
-        }
-        let reply = self.session.read(Txn::new().success(Op::get(self.key.clone()))).await.ok();
-        let ours = reply
-            .as_ref()
-            .and_then(|reply| reply.first(0))
-            .filter(|kv| kv.value == mark)
-            .map(|kv| kv.create_revision);
-        match ours {
-            Some(create_revision) => Ok(Hold::new(self, mark, create_revision)),
-            None => {
-                self.take_back(mark, true);
-                Err(error)
-            }
-        }
+        let hold = Hold { barrier: self, held_since, kept: false };
+        hold.stay(mark).await?;
+        Ok(hold)
     }
 
-    /// Deletes the hold of this mark, if it is there, for as long as it may come.
-    fn take_back(&self, mark: Bytes, straggling: bool) {
-        let (transport, key) = (self.session.client().transport().clone(), self.key.clone());
-        self.session.settle_for_good("a barrier's hold", straggling, move || {
-            let ours = Compare::value(key.clone()).is(mark.clone());
-            let txn = Txn::new().compare(ours).success(Op::delete(key.clone()));
-            let transport = transport.clone();
-            async move { transport.txn(txn.into(), Repeat::Harmless).await.map(drop) }
-        });
+    /// Since when there is a hold of this mark, that may have been put. Where there is none, it is looked out for.
+    async fn read_back(&self, mark: Bytes) -> Option<i64> {
+        let reply = self.session.read(Txn::new().success(Op::get(self.key.clone()))).await.ok();
+        let found = reply.as_ref().and_then(|reply| reply.first(0)).filter(|kv| kv.value == mark);
+        if let Some(kv) = found {
+            return Some(kv.create_revision);
+        }
+        let suspect = Suspect { key: self.key.clone(), turn: None, mark: Some(mark), owned: 0, requests: 1 };
+        self.session.settler().look_out_for(suspect, reply.map_or(0, |reply| reply.header.revision));
+        None
     }
 
     async fn delete(self) -> Result<()> {
@@ -153,8 +150,14 @@ impl Barrier {
         // Of a hold that is not known of, 0 asks whether there is one.
         let found = match self.delete_hold(seen).await? {
             (None, _) => return Ok(()),
-            // An attempt of unknown fate released what was asked for; this is a later hold.
-            (Some(_), true) if seen != 0 => return Ok(()),
+            // An attempt of unknown fate may have released what was asked for, and this be a later hold; or what was asked
+            // for was gone before, and this is what keeps the others waiting.
+            (Some(found), true) if seen != 0 => {
+                self.saw(found);
+                let error = Error::new(ErrorKind::Locked, Outcome::Unknown).at("KV/Txn");
+                let why = format!("the barrier {:?} is held since revision {found}", self.key);
+                return Err(error.because(why));
+            }
             (Some(found), _) => found,
         };
         // If it is gone by then, it was released in the meantime, and what is there is a later hold again.
@@ -190,26 +193,47 @@ impl Barrier {
 /// A hold on its way to the caller: dropped before it is there, it is taken back.
 struct Hold {
     barrier: Barrier,
-    mark: Bytes,
-    create_revision: i64,
+    /// Its create_revision.
+    held_since: i64,
     kept: bool,
 }
 
 impl Hold {
-    fn new(barrier: Barrier, mark: Bytes, create_revision: i64) -> Self {
-        Self { barrier, mark, create_revision, kept: false }
+    /// Makes it last without the session's lease.
+    async fn stay(&self, mark: Bytes) -> Result<()> {
+        let Barrier { session, key, .. } = &self.barrier;
+        // The same value under the same guard: twice is once, and late it is refused.
+        let txn = Txn::new()
+            .compare(Compare::create_revision(key.clone()).is(self.held_since))
+            .success(Op::put(key.clone(), mark));
+        let unknown = |error: Error| error.with_outcome(Outcome::Unknown);
+        if session.transact(txn, Repeat::Harmless).await.map_err(unknown)?.value.succeeded {
+            return Ok(());
+        }
+        // Another has released it since, or it went with the lease.
+        let lease = session.client().transport().lease_time_to_live(session.lease(), false).await;
+        match lease.map_err(unknown)?.value.ttl {
+            0.. => Ok(()),
+            _ => Err(unknown(session.lease_handle().gone().into())),
+        }
     }
 
     fn keep(mut self) -> i64 {
         self.kept = true;
-        self.create_revision
+        self.held_since
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if !self.kept {
-            self.barrier.take_back(self.mark.clone(), false);
+        if self.kept {
+            return;
         }
+        let (settler, hold) = (self.barrier.session.settler(), [(self.barrier.key.clone(), self.held_since)]);
+        let client = settler.client().clone();
+        settler.settle_for_good("a barrier's hold", move || {
+            let (client, txn) = (client.clone(), delete_each(&hold));
+            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
+        });
     }
 }

@@ -84,7 +84,7 @@ impl MultiLock {
     /// is settled in the background.
     pub async fn lock(&self) -> Result<MultiLockGuard> {
         let (plan, lines) = self.ask();
-        Ok(MultiLockGuard { owned: enter(plan, &lines).await? })
+        Ok(MultiLockGuard { owned: enter(plan, &lines).await?.handed_out() })
     }
 
     /// Takes the locks if nobody holds one of them or waits for it: one RPC. Leaves nothing behind when it fails.
@@ -96,7 +96,7 @@ impl MultiLock {
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<MultiLockGuard> {
         let (plan, lines) = self.ask();
-        Ok(MultiLockGuard { owned: try_enter(plan, &lines).await? })
+        Ok(MultiLockGuard { owned: try_enter(plan, &lines).await?.handed_out() })
     }
 
     fn ask(&self) -> (Plan, Vec<Line>) {
@@ -199,7 +199,8 @@ impl MultiLockGuard {
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if one was lost before; the others are then released in the
-    /// background. Any other error means that the release goes on in the background.
+    /// background. [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) as at
+    /// [`MutexGuard::unlock`](crate::MutexGuard::unlock). Any other error means that the release goes on in the background.
     ///
     /// # Cancel safety
     /// Dropping the future lets the release go on in the background.

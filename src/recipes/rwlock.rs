@@ -80,7 +80,7 @@ impl RwLock {
     /// is under way is settled in the background.
     pub async fn read(&self) -> Result<RwLockReadGuard> {
         let (plan, line) = self.reader();
-        Ok(RwLockReadGuard { owned: enter(plan, &[line]).await? })
+        Ok(RwLockReadGuard { owned: enter(plan, &[line]).await?.handed_out() })
     }
 
     /// Waits until all that asked before have left, and has the lock alone.
@@ -94,7 +94,7 @@ impl RwLock {
     /// As [`read`](Self::read).
     pub async fn write(&self) -> Result<RwLockWriteGuard> {
         let (plan, line) = self.writer();
-        Ok(RwLockWriteGuard { owned: enter(plan, &[line]).await? })
+        Ok(RwLockWriteGuard { owned: enter(plan, &[line]).await?.handed_out() })
     }
 
     /// Shares the lock if no writer holds it or waits for it: one RPC. Leaves nothing behind when it fails. A writer
@@ -107,7 +107,7 @@ impl RwLock {
     /// As [`read`](Self::read).
     pub async fn try_read(&self) -> Result<RwLockReadGuard> {
         let (plan, line) = self.reader();
-        Ok(RwLockReadGuard { owned: try_enter(plan, &[line]).await? })
+        Ok(RwLockReadGuard { owned: try_enter(plan, &[line]).await?.handed_out() })
     }
 
     /// Takes the lock if nobody holds it or waits for it: one RPC. Leaves nothing behind when it fails.
@@ -119,7 +119,7 @@ impl RwLock {
     /// As [`read`](Self::read).
     pub async fn try_write(&self) -> Result<RwLockWriteGuard> {
         let (plan, line) = self.writer();
-        Ok(RwLockWriteGuard { owned: try_enter(plan, &[line]).await? })
+        Ok(RwLockWriteGuard { owned: try_enter(plan, &[line]).await?.handed_out() })
     }
 
     fn reader(&self) -> (Plan, Line) {

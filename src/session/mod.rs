@@ -5,6 +5,7 @@ pub(crate) mod cleanup;
 mod ending;
 pub(crate) mod renew;
 pub(crate) mod settle;
+pub(crate) mod straggler;
 mod work;
 
 use std::fmt;
@@ -24,6 +25,7 @@ pub use builder::SessionBuilder;
 use builder::Settings;
 use cleanup::Cleanup;
 use ending::{Ending, GiveBack};
+use settle::Settler;
 
 /// A session: a lease on the server, kept alive from here, and believed in no longer than the server keeps it.
 ///
@@ -57,9 +59,7 @@ pub struct Session {
 }
 
 struct Inner {
-    client: Client,
-    lease: Arc<Lease>,
-    cleanup: Cleanup,
+    settler: Settler,
     settings: Settings,
     /// The lease is no longer ours to revoke.
     let_go: AtomicBool,
@@ -87,31 +87,31 @@ impl Session {
 
     /// The client that the session was opened with.
     pub fn client(&self) -> &Client {
-        &self.inner.client
+        self.inner.settler.client()
     }
 
     /// The lease's id. Keys put with it go when the session ends.
     pub fn lease(&self) -> i64 {
-        self.inner.lease.id()
+        self.lease_handle().id()
     }
 
     /// The TTL that the server granted last.
     pub fn ttl(&self) -> Duration {
-        self.inner.lease.ttl()
+        self.lease_handle().ttl()
     }
 
     /// True until the deadline passes or the session is lost otherwise.
     ///
     /// This reads the clock, not the network: it is right at once after the process was stopped or the machine slept.
     pub fn is_valid(&self) -> bool {
-        self.inner.lease.lost_reason().is_none()
+        self.lease_handle().lost_reason().is_none()
     }
 
     /// What is left until the deadline if no keep-alive is answered any more; zero once lost.
     pub fn remaining(&self) -> Duration {
-        match self.inner.lease.lost_reason() {
+        match self.lease_handle().lost_reason() {
             Some(_) => Duration::ZERO,
-            None => self.inner.lease.remaining(),
+            None => self.lease_handle().remaining(),
         }
     }
 
@@ -121,7 +121,7 @@ impl Session {
     /// doing what needs the session, even while a value of the channel is borrowed. Do not hold that for long: all who
     /// watch the session are told when it is given back.
     pub fn state(&self) -> watch::Receiver<SessionState> {
-        self.inner.lease.watch()
+        self.lease_handle().watch()
     }
 
     /// Resolves once the session is lost, with the reason.
@@ -129,7 +129,7 @@ impl Session {
     /// # Cancel safety
     /// Safe: it only waits.
     pub async fn lost(&self) -> LostReason {
-        self.inner.lease.lost().await
+        self.lease_handle().lost().await
     }
 
     /// Opens another session with this one's settings and a lease of its own: what comes after a loss. One RPC.
@@ -149,12 +149,19 @@ impl Session {
     /// [`SessionBuilder::lease`]) has the rest of its TTL to do so. Here the session is lost
     /// ([`LostReason::Orphaned`]). Go's `Orphan`.
     ///
-    /// Keys put with the lease stay until it expires.
+    /// Keys that are held then stay until the lease ends, for the adopter to take up; what is dropped or released later
+    /// stays as well. What was dropped before, and calls that are under way (a [`lock`](crate::Mutex::lock), say), are
+    /// taken back in the background, while the process and its client last. So release, and wait for that, what the
+    /// adopter is not to find: it may take up a key whose deletion is under way, and lose it.
+    ///
+    /// One thing cannot be mended from here: a request for a [`Mutex`](crate::Mutex) or an
+    /// [`Election`](crate::Election) that got no answer, and is applied after this. Its key is the adopter's, too, and
+    /// stays until the adopter takes and releases that lock, or the lease ends.
     pub fn orphan(self) -> i64 {
         self.inner.let_go.store(true, Ordering::Relaxed);
         // The caller may hold a borrow of the state.
-        self.inner.lease.end(LostReason::Orphaned);
-        self.inner.lease.id()
+        self.lease_handle().end(LostReason::Orphaned);
+        self.lease_handle().id()
     }
 
     /// Ends the session: it is lost here at once ([`LostReason::Closed`]), then the lease is revoked and work in the
@@ -170,54 +177,60 @@ impl Session {
     /// # Cancel safety
     /// The revoke goes on in the background.
     pub async fn close(&self) -> Result<()> {
-        let inner = &self.inner;
-        let remaining = inner.lease.remaining();
+        let (inner, lease) = (&self.inner, self.lease_handle());
+        let remaining = lease.remaining();
         // The caller may hold a borrow of the state.
-        inner.lease.end(LostReason::Closed);
+        lease.end(LostReason::Closed);
         if !inner.let_go.load(Ordering::Relaxed) {
             inner.give_back(remaining);
         }
         let revoked = inner.ending.wait().await;
-        let drained = tokio::time::timeout(self.patience(), inner.cleanup.drained()).await;
+        let drained = tokio::time::timeout(self.patience(), self.cleanup().drained()).await;
         if drained.is_err() {
             tracing::debug!("work is left in the background: the lease's end will settle it");
         }
-        inner.lease.told().await;
+        lease.told().await;
         revoked
     }
 
     pub(crate) fn lease_handle(&self) -> &Arc<Lease> {
-        &self.inner.lease
+        self.inner.settler.lease()
+    }
+
+    /// What settles for the session without keeping it open.
+    pub(crate) fn settler(&self) -> &Settler {
+        &self.inner.settler
     }
 
     pub(crate) fn cleanup(&self) -> &Cleanup {
-        &self.inner.cleanup
+        self.inner.settler.cleanup()
     }
 
     /// The error that the session's end is, if it ended.
     pub(crate) fn check(&self) -> Result<()> {
-        self.inner.lease.lost_reason().map_or(Ok(()), |reason| Err(reason.into()))
+        self.lease_handle().lost_reason().map_or(Ok(()), |reason| Err(reason.into()))
     }
 
     /// How long work in the background is worth waiting for.
     pub(crate) fn patience(&self) -> Duration {
-        self.inner.client.transport().limits().request_timeout
+        self.client().transport().limits().request_timeout
     }
 
     fn new(client: Client, lease: Arc<Lease>, settings: Settings) -> Self {
-        let cleanup = Cleanup::new(client.runtime().clone());
         lease.enter();
+        let settler = Settler::new(client, lease);
         let (let_go, ending) = (AtomicBool::new(false), Ending::default());
         let gone = settings.parent.is_some().then(CancellationToken::new);
-        Self { inner: Arc::new(Inner { client, lease, cleanup, settings, let_go, ending, gone }) }
+        Self { inner: Arc::new(Inner { settler, settings, let_go, ending, gone }) }
     }
 }
 
 impl Inner {
     /// Revokes the lease in the background. If it is not renewed it lives for the `remaining` time at least.
     fn give_back(&self, remaining: Duration) {
-        let (client, lease, cleanup) = (self.client.clone(), self.lease.id(), self.cleanup.clone());
-        self.ending.begin(GiveBack { client, lease, cleanup, remaining, ttl: self.lease.ttl() });
+        let (client, lease) = (self.settler.client().clone(), self.settler.lease());
+        let (id, ttl, cleanup) = (lease.id(), lease.ttl(), self.settler.cleanup().clone());
+        self.ending.begin(GiveBack { client, lease: id, cleanup, remaining, ttl });
     }
 }
 
@@ -227,13 +240,14 @@ impl Drop for Inner {
         if let Some(gone) = &self.gone {
             gone.cancel();
         }
-        let last = self.lease.leave();
+        let lease = self.settler.lease();
+        let last = lease.leave();
         if self.let_go.load(Ordering::Relaxed) || !last {
             return;
         }
-        let remaining = self.lease.remaining();
+        let remaining = lease.remaining();
         // The dropping task may hold a borrow of the state.
-        let reason = self.lease.end(LostReason::Closed);
+        let reason = lease.end(LostReason::Closed);
         if !matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
             self.give_back(remaining);
         }
@@ -244,7 +258,7 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("lease", &format_args!("{:x}", self.lease()))
-            .field("state", &self.inner.lease.state())
+            .field("state", &self.lease_handle().state())
             .finish()
     }
 }

@@ -1,94 +1,132 @@
 //! Settling what nobody knows the fate of, in the background.
 
+use std::fmt;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
-use super::Session;
-use crate::error::Result;
-use crate::transport::retry::{Backoff, may_pass};
+use super::cleanup::Cleanup;
+use crate::client::Client;
+use crate::error::{ErrorKind, LostReason, Result};
+use crate::lease::Lease;
+use crate::transport::Answer;
+use crate::transport::retry::{Backoff, Repeat};
+use crate::txn::{Txn, TxnReply};
 
-impl Session {
-    /// Repeats work that settles something, until it is done or the session is lost: what hangs on the lease ends
-    /// with it then. Whether it was done.
+/// What settles for a session in the background. It does not keep the session open: where all of its handles are gone,
+/// the lease's end settles the rest.
+#[derive(Clone)]
+pub(crate) struct Settler(Arc<Inner>);
+
+impl fmt::Debug for Settler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settler").field("lease", &format_args!("{:x}", self.lease().id())).finish()
+    }
+}
+
+struct Inner {
+    client: Client,
+    lease: Arc<Lease>,
+    cleanup: Cleanup,
+}
+
+impl Settler {
+    pub(super) fn new(client: Client, lease: Arc<Lease>) -> Self {
+        let cleanup = Cleanup::new(client.runtime().clone());
+        Self(Arc::new(Inner { client, lease, cleanup }))
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.0.lease
+    }
+
+    pub(crate) fn cleanup(&self) -> &Cleanup {
+        &self.0.cleanup
+    }
+
+    /// Sends a transaction. What it says of the lease is taken for what it says.
+    pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
+        let answer = self.client().transport().txn(txn.into(), repeat).await;
+        let Answer { value, ambiguous, unanswered } = self.lease().learn(answer)?;
+        Ok(Answer { value: TxnReply::try_from(value)?, ambiguous, unanswered })
+    }
+
+    /// Repeats work that settles something, until it is done or refused for good, or the lease's end settles it. Whether it
+    /// was done.
+    ///
+    /// It goes on for a session that was orphaned, since another may keep the lease alive: the work must be such that it
+    /// cannot hit what that one does.
     pub(crate) async fn settle<F>(&self, what: &'static str, mut work: impl FnMut() -> F) -> bool
     where
         F: Future<Output = Result<()>>,
     {
         let mut backoff = Backoff::default();
-        while self.is_valid() {
-            match self.lease_handle().learn(work().await) {
+        while !self.is_over() {
+            match self.lease().learn(work().await) {
                 Ok(()) => return true,
+                Err(error) if error.lost_reason().is_some() => return false,
+                Err(error) if is_final(error.kind()) => {
+                    tracing::warn!(%error, what, "the server refuses it: the lease's end will settle it");
+                    return false;
+                }
                 Err(error) => tracing::debug!(%error, what, "not settled yet; trying again"),
             }
             tokio::select! {
                 biased;
-                _ = self.lost() => return false,
+                () = self.over() => return false,
                 () = sleep(backoff.next()) => {}
             }
         }
         false
     }
 
-    /// Does work once more when the server must have given up every request that is sent by now: one that got no
-    /// answer may be applied after all that was done about it. Repeated until it is answered. Does not keep the session
-    /// open.
-    pub(crate) fn settle_again<F>(&self, what: &'static str, mut work: impl FnMut() -> F + Send + 'static)
+    /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session.
+    pub(crate) fn settle_for_good<F>(&self, what: &'static str, mut work: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        let lease = self.lease_handle().clone();
-        self.cleanup().spawn(async move {
-            let again = async {
-                sleep(STRAGGLER).await;
-                let mut backoff = Backoff::default();
-                while let Err(error) = work().await {
-                    if !may_pass(error.kind()) {
-                        tracing::warn!(%error, what, "a key of unknown fate may stay until the session's end");
-                        return;
-                    }
-                    sleep(backoff.next()).await;
+        // Not among the session's own tasks: closing it is not to wait for this.
+        drop(self.client().runtime().spawn(async move {
+            let mut backoff = Backoff::default();
+            while let Err(error) = work().await {
+                if is_final(error.kind()) {
+                    tracing::warn!(%error, what, "the server refuses it: a key may stay");
+                    return;
                 }
-            };
-            tokio::select! {
-                biased;
-                _ = lease.lost() => {}
-                () = again => {}
+                tracing::debug!(%error, what, "not settled yet; trying again");
+                sleep(backoff.next()).await;
             }
-        });
+        }));
     }
 
-    /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session, for up to ten
-    /// minutes. Where a request of unknown fate may be `straggling`, the work is done once more after it.
-    pub(crate) fn settle_for_good<F>(
-        &self,
-        what: &'static str,
-        straggling: bool,
-        mut work: impl FnMut() -> F + Send + 'static,
-    ) where
-        F: Future<Output = Result<()>> + Send + 'static,
-    {
-        // Not among the session's own tasks: closing it is not to wait for this.
-        self.client().runtime().spawn(async move {
-            let start = Instant::now();
-            let rounds = [start, start + STRAGGLER];
-            for from in &rounds[..if straggling { 2 } else { 1 }] {
-                sleep_until(*from).await;
-                let mut backoff = Backoff::default();
-                while let Err(error) = work().await {
-                    if start.elapsed() > LONGEST_SETTLE {
-                        tracing::warn!(%error, what, "given up: a key of unknown fate may stay");
-                        return;
-                    }
-                    tracing::debug!(%error, what, "not settled yet; trying again");
-                    sleep(backoff.next()).await;
-                }
-            }
-        });
+    fn is_over(&self) -> bool {
+        self.lease().lost_reason().is_some_and(|reason| reason != LostReason::Orphaned)
+    }
+
+    /// Resolves once the lease ends, or is not renewed any more by anybody that is known of.
+    async fn over(&self) {
+        if self.lease().lost().await == LostReason::Orphaned {
+            std::future::pending().await
+        }
     }
 }
 
-/// Longer than a server keeps a request: 5 s and twice the election timeout, which is 1 s by default.
-pub(crate) const STRAGGLER: Duration = Duration::from_secs(12);
-const LONGEST_SETTLE: Duration = Duration::from_secs(600);
+/// True for what no repetition of the same request mends.
+pub(crate) fn is_final(kind: &ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::PermissionDenied
+            | ErrorKind::TooManyOps { .. }
+            | ErrorKind::TooLarge
+            | ErrorKind::Refused { .. }
+            | ErrorKind::Unsupported { .. }
+            | ErrorKind::InvalidInput { .. }
+            | ErrorKind::Lost(_)
+            | ErrorKind::LeaseNotFound
+    )
+}

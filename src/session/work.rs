@@ -18,9 +18,7 @@ impl Session {
 
     /// Sends a transaction. What it says of the lease is taken for what it says.
     pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
-        let answer = self.client().transport().txn(txn.into(), repeat).await;
-        let Answer { value, ambiguous } = self.lease_handle().learn(answer)?;
-        Ok(Answer { value: TxnReply::try_from(value)?, ambiguous })
+        self.settler().transact(txn, repeat).await
     }
 
     /// Sends a transaction that only reads.

@@ -60,6 +60,8 @@ pub(crate) struct Answer<T> {
     pub(crate) value: T,
     /// An earlier attempt got no answer: it may still be applied after this one.
     pub(crate) ambiguous: bool,
+    /// How many attempts got no answer.
+    pub(crate) unanswered: u32,
 }
 
 macro_rules! unary {
@@ -275,7 +277,10 @@ impl Transport {
                     let value = response.into_inner();
                     let header = value.header();
                     match header.map_or(Ok(()), |header| self.cluster.learn(header, sees, revision)) {
-                        Ok(()) => return Ok(Answer { value, ambiguous: retry.ambiguous() }),
+                        Ok(()) => {
+                            let (ambiguous, unanswered) = (retry.ambiguous(), retry.unanswered());
+                            return Ok(Answer { value, ambiguous, unanswered });
+                        }
                         Err(kind) => Error::new(kind, Outcome::Applied).at(rpc),
                     }
                 }

@@ -29,7 +29,7 @@ pub(crate) struct Retry {
     deadline: Instant,
     per_attempt: Duration,
     backoff: Backoff,
-    ambiguous: bool,
+    unanswered: u32,
 }
 
 impl Retry {
@@ -40,7 +40,7 @@ impl Retry {
             Repeat::Read | Repeat::Harmless => timeout / 2,
         };
         let backoff = Backoff::default();
-        Self { repeat, deadline: now + timeout, per_attempt, backoff, ambiguous: false }
+        Self { repeat, deadline: now + timeout, per_attempt, backoff, unanswered: 0 }
     }
 
     pub(crate) fn attempt_deadline(&self, now: Instant) -> Instant {
@@ -49,7 +49,12 @@ impl Retry {
 
     /// True once an attempt ended without anybody knowing what became of it.
     pub(crate) fn ambiguous(&self) -> bool {
-        self.ambiguous
+        self.unanswered > 0
+    }
+
+    /// How many attempts ended so.
+    pub(crate) fn unanswered(&self) -> u32 {
+        self.unanswered
     }
 
     /// After a failed attempt: how long to wait before the next, or the error to give up with.
@@ -67,7 +72,7 @@ impl Retry {
             Repeat::Read => error.with_outcome(Outcome::NotApplied),
             Repeat::Harmless | Repeat::Never => error,
         };
-        self.ambiguous |= error.outcome() == Outcome::Unknown;
+        self.unanswered += u32::from(error.outcome() == Outcome::Unknown);
         let allowed = passes || may_pass(error.kind()) || elsewhere && is_the_members(error.kind());
         let harmless = self.repeat != Repeat::Never || error.outcome() == Outcome::NotApplied;
         let pause = if elsewhere { Duration::ZERO } else { self.backoff.next() };
@@ -75,7 +80,7 @@ impl Retry {
             return Ok(pause);
         }
         // What an earlier attempt did stays unknown, whatever became of this one.
-        Err(if self.ambiguous { error.with_outcome(Outcome::Unknown) } else { error })
+        Err(if self.ambiguous() { error.with_outcome(Outcome::Unknown) } else { error })
     }
 }
 

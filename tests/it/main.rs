@@ -32,5 +32,6 @@ mod recipes;
 mod rivals;
 mod sessions;
 mod stm;
+mod stragglers;
 mod support;
 mod vouched;

@@ -23,7 +23,7 @@ impl DoubleBarrier {
             .success(self.oldest(2))
             .failure(Op::delete(own.clone()))
             .failure(self.oldest(1));
-        let Answer { value: reply, ambiguous } = self.session.transact(txn, Repeat::Harmless).await?;
+        let Answer { value: reply, ambiguous, .. } = self.session.transact(txn, Repeat::Harmless).await?;
         let there = reply.range(1)?;
         let stands = reply.succeeded && reply.first(0).is_some();
         if stands {
@@ -65,7 +65,7 @@ impl DoubleBarrier {
             .success(Op::delete(owned.fence().key().clone()))
             .success(Op::delete(self.ready.clone()))
             .failure(Op::delete(owned.fence().key().clone()));
-        let Answer { value: reply, ambiguous } = self.session.transact(txn, Repeat::Harmless).await?;
+        let Answer { value: reply, ambiguous, .. } = self.session.transact(txn, Repeat::Harmless).await?;
         if reply.deleted(0) == Some(0) && !ambiguous {
             return Err(owned.fence().why().await.into());
         }

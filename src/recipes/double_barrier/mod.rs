@@ -90,7 +90,7 @@ impl DoubleBarrier {
         let (owned, is_last) = self.come().await?;
         let round = self.session.unless_lost(self.let_in(&owned, is_last)).await?;
         owned.check()?;
-        Ok(Inside { barrier: self.clone(), round, owned })
+        Ok(Inside { barrier: self.clone(), round, owned: owned.handed_out() })
     }
 
     /// Those who are there longest.

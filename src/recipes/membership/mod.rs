@@ -186,7 +186,7 @@ impl Member {
     async fn join(session: &Session, prefix: &Bytes, metadata: Bytes) -> Result<Self> {
         let planned = Plan::drawn(session, prefix, metadata).put().await?;
         let taken = || Error::invalid("group", "another member has the key that was drawn");
-        Ok(Self { owned: planned.owned.ok_or_else(taken)? })
+        Ok(Self { owned: planned.owned.ok_or_else(taken)?.handed_out() })
     }
 
     /// Says something else of itself: one RPC, which the server refuses once the member is gone.
@@ -208,8 +208,9 @@ impl Member {
     /// Leaves the group: one RPC.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the member was lost before. Any other error means that it goes on
-    /// in the background, until it is settled.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the member was lost before;
+    /// [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) as at [`MutexGuard::unlock`](crate::MutexGuard::unlock). Any
+    /// other error means that it goes on in the background, until it is settled.
     ///
     /// # Cancel safety
     /// Dropping the future lets it go on in the background.

@@ -185,8 +185,9 @@ impl Settler {
     }
 
     async fn send(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
-        let Answer { value, ambiguous } = self.client.transport().txn(txn.clone().into(), repeat).await?;
-        Ok(Answer { value: TxnReply::try_from(value)?, ambiguous })
+        let Answer { value, ambiguous, unanswered } =
+            self.client.transport().txn(txn.clone().into(), repeat).await?;
+        Ok(Answer { value: TxnReply::try_from(value)?, ambiguous, unanswered })
     }
 }
 

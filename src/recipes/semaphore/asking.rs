@@ -174,20 +174,20 @@ impl<'a> Asking<'a> {
 
     /// Tells who comes next that we hold: in the background, until it is done.
     fn mark(&self, place: &Owned) {
-        let (session, fences) = (self.of.session.clone(), place.fences().to_vec());
+        let (settler, fences) = (self.of.session.settler().clone(), place.fences().to_vec());
         self.of.session.cleanup().spawn(async move {
             let work = || async {
                 let mark = |fence: &Fence| {
-                    let put = Op::put_with_lease(fence.key().clone(), HELD, session.lease());
+                    let put = Op::put_with_lease(fence.key().clone(), HELD, settler.lease().id());
                     Op::txn(Txn::new().compare(fence.is_owner()).success(put))
                 };
                 if fences.iter().any(|fence| fence.check().is_err()) {
                     return Ok(());
                 }
                 let txn = fences.iter().map(mark).fold(Txn::new(), Txn::success);
-                session.transact(txn, Repeat::Harmless).await.map(drop)
+                settler.transact(txn, Repeat::Harmless).await.map(drop)
             };
-            session.settle("a mark", work).await;
+            settler.settle("a mark", work).await;
         });
     }
 }

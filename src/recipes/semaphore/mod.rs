@@ -96,7 +96,7 @@ impl Semaphore {
         let (asking, mut owned, rank) = Asking::begin(self, permits).await?;
         asking.wait(&mut owned, rank).await?;
         owned.check()?;
-        Ok(SemaphorePermit { owned })
+        Ok(SemaphorePermit { owned: owned.handed_out() })
     }
 
     /// Takes a permit if one is free and nobody waits: one RPC, and another where that fails.
@@ -129,7 +129,7 @@ impl Semaphore {
             return Err(Error::new(ErrorKind::Locked, Outcome::NotApplied));
         }
         owned.check()?;
-        Ok(SemaphorePermit { owned })
+        Ok(SemaphorePermit { owned: owned.handed_out() })
     }
 
     /// How many permits are neither held nor waited for. One RPC.

@@ -26,7 +26,7 @@ fn writes(txn: &TxnRequest) -> bool {
 }
 
 on_every_backend! {
-    /// hold 1, wait 1 (and a watch), release 1 by the holder and 2 by others; nothing when it opens.
+    /// hold 2, wait 1 (and a watch), release 1 by the holder and 2 by others; nothing when it opens.
     async fn what_each_step_costs(backend: Backend) {
         let (name, counter) = (backend.key("gate"), RpcCounter::new());
         let (mine, other) = (session(&backend.client_with(counter.clone())).await, session(&backend.client()).await);
@@ -35,23 +35,23 @@ on_every_backend! {
         gate.wait().await.unwrap();
         assert_eq!(counter.unary_total(), 1, "nobody holds it: {counter}");
         gate.hold().await.unwrap();
-        assert_eq!(counter.unary_total(), 2, "{counter}");
+        assert_eq!(counter.unary_total(), 3, "{counter}");
         let waiting = tokio::spawn({
             let gate = gate.clone();
             async move { gate.wait().await }
         });
-        until("the wait's read", LONG, async || (counter.unary_total() == 3).then_some(())).await;
+        until("the wait's read", LONG, async || (counter.unary_total() == 4).then_some(())).await;
         quiet(&counter).await;
         barrier(&other, &name).release().await.unwrap();
         waiting.await.unwrap().unwrap();
-        assert_eq!(counter.unary_total(), 3, "the event is the proof: {counter}");
+        assert_eq!(counter.unary_total(), 4, "the event is the proof: {counter}");
         gate.hold().await.unwrap();
         gate.release().await.unwrap();
         gate.release().await.unwrap();
-        assert_eq!(counter.unary_total(), 6, "{counter}");
+        assert_eq!(counter.unary_total(), 8, "{counter}");
         barrier(&other, &name).hold().await.unwrap();
         gate.release().await.unwrap();
-        assert_eq!(counter.unary_total(), 8, "another's hold is read first: {counter}");
+        assert_eq!(counter.unary_total(), 10, "another's hold is read first: {counter}");
         assert_eq!(keys(other.client(), &name).await, 0);
     }
 
@@ -171,7 +171,7 @@ async fn a_lost_reply_is_settled_by_reading_back() {
         fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::lose_reply_by(lost.clone()));
         let before = fake.revision();
         gate.hold().await.unwrap();
-        assert_eq!(fake.revision(), before + 1, "held once");
+        assert_eq!(fake.revision(), before + 2, "held once, and made to last");
         fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::lose_reply_by(lost));
         gate.release().await.unwrap();
         assert!(fake.snapshot().keys.is_empty());
@@ -190,14 +190,15 @@ async fn a_hold_of_unknown_fate_is_taken_back() {
     assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
     lost.remove();
     timeout(S(20), fake.until(|fake| fake.snapshot().keys.is_empty())).await.unwrap();
-    // The session's end is no end of that.
+    // What comes after the session's end is refused.
     let late = fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::delay(S(18)));
     let error = gate.hold().await.unwrap_err();
     assert_eq!((error.outcome(), late.hits()), (Outcome::Unknown, 1), "{error}");
     session.close().await.unwrap();
     drop((session, gate));
-    fake.until(|fake| !fake.snapshot().keys.is_empty()).await;
-    timeout(S(30), fake.until(|fake| fake.snapshot().keys.is_empty())).await.unwrap();
+    let before = fake.revision();
+    tokio::time::sleep(S(60)).await;
+    assert_eq!(fake.revision(), before);
 }
 
 /// etcd#22082, for barriers: a release that is repeated, or late, must not release the next hold.
@@ -214,7 +215,9 @@ async fn a_late_release_never_releases_a_later_hold() {
     });
     fake.until(|fake| fake.snapshot().keys.is_empty()).await;
     other.hold().await.unwrap();
-    releasing.await.unwrap().unwrap();
+    // Whether the other held it before or after is not to be told from the second attempt's answer.
+    let error = releasing.await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Locked, Outcome::Unknown), "{error}");
     assert_eq!((lost.hits(), fake.snapshot().keys.len()), (1, 1));
     other.release().await.unwrap();
     gate.hold().await.unwrap();

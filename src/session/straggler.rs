@@ -1,0 +1,181 @@
+//! Looking out for keys that are put after all had given them up.
+//!
+//! A member that stood still proposes what lies in its socket when it goes on, after any time. So a put that got no answer
+//! is never over while its lease lives: its key is watched, and taken away if it comes and has no owner in this process.
+//! That costs no RPC while nothing happens. Once the lease is gone the server refuses the put.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::sleep;
+
+use super::settle::{Settler, is_final};
+use crate::error::{ErrorKind, LostReason, Result};
+use crate::lease::suspects::{Group, Suspect};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::{KeyValue, event::EventType};
+use crate::transport::retry::{Backoff, Repeat};
+use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::watch::{Watch, second_look};
+
+impl Settler {
+    /// Takes a key away whenever it is put without an owner in this process, until the lease ends. At the revision `since`
+    /// it was not there, or had its owner; 0 if nobody looked.
+    ///
+    /// Where the session was orphaned, this goes on for keys that are put once; one that the adopter puts as well cannot
+    /// be told from the adopter's.
+    pub(crate) fn look_out_for(&self, suspect: Suspect, since: i64) {
+        if let Some(group) = self.lease().suspects().add(suspect, since) {
+            let settler = self.clone();
+            // Not among the session's own tasks: closing it is not to wait for this.
+            drop(self.client().runtime().spawn(async move { settler.follow(&group).await }));
+        }
+    }
+
+    async fn follow(&self, group: &Arc<Group>) {
+        tokio::select! {
+            biased;
+            () = self.gone(group) => {}
+            () = self.look_out(group) => {}
+        }
+    }
+
+    /// Resolves once nothing can come any more.
+    async fn gone(&self, group: &Group) {
+        if self.lease().lost().await != LostReason::Orphaned || !group.keep_those_put_once() {
+            return;
+        }
+        loop {
+            sleep(second_look()).await;
+            match self.client().transport().lease_time_to_live(self.lease().id(), false).await {
+                Ok(answer) if answer.value.ttl < 0 => return,
+                Err(error) if is_final(error.kind()) => return,
+                _ => {}
+            }
+        }
+    }
+
+    async fn look_out(&self, group: &Group) {
+        while let Err(error) = self.watch(group).await {
+            group.starts_at(0);
+            if !matches!(error.kind(), ErrorKind::Compacted { .. }) {
+                tracing::warn!(%error, key = ?group.range, "a key that may come late cannot be watched for now");
+                sleep(second_look()).await;
+            }
+        }
+    }
+
+    /// Follows the puts of a group, until it is empty.
+    async fn watch(&self, group: &Group) -> Result<()> {
+        let range = if group.exact { Watch::key(&group.range) } else { Watch::prefix(&group.range) };
+        let from = group.unseen();
+        let mut watcher = self.client().watch(range.no_delete().progress().from_revision(from));
+        if from == 0 {
+            group.starts_at(watcher.created().await?);
+        }
+        loop {
+            self.read(group).await;
+            if self.lease().suspects().retire(group) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                events = watcher.next() => {
+                    let events = events?;
+                    let put = events.events.iter().filter(|event| event.r#type() == EventType::Put);
+                    let put = put.filter_map(|event| event.kv.as_ref());
+                    self.remove(group, group.told(events.revision, put, self.lease().id())).await;
+                }
+                () = group.added() => {}
+            }
+        }
+    }
+
+    /// Reads those that may have come before they were suspected.
+    async fn read(&self, group: &Group) {
+        for asked in group.unread().chunks(AT_ONCE) {
+            let get = |suspect: &Suspect| -> Op {
+                // What a key holds may be long. It is needed only where the key says too little.
+                pb::RangeRequest { key: suspect.key.clone(), keys_only: !group.exact, ..Default::default() }
+                    .into()
+            };
+            let txn = asked.iter().map(get).fold(Txn::new(), Txn::success);
+            let mut backoff = Backoff::default();
+            let reply = loop {
+                match self.read_all(txn.clone()).await {
+                    Ok(reply) => break Some(reply),
+                    Err(error) if is_final(error.kind()) => {
+                        tracing::warn!(%error, "a key of unknown fate may stay until the session's end");
+                        break None;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "not read yet; trying again");
+                        sleep(backoff.next()).await;
+                    }
+                }
+            };
+            let found =
+                reply.iter().flat_map(|reply| (0..asked.len()).filter_map(|index| reply.first(index)));
+            self.remove(group, group.read(asked, found, self.lease().id())).await;
+        }
+    }
+
+    async fn read_all(&self, txn: Txn) -> Result<TxnReply> {
+        TxnReply::try_from(self.client().transport().txn(txn.into(), Repeat::Read).await?.value)
+    }
+
+    /// Deletes keys that have no owner, each of its incarnation.
+    async fn remove(&self, group: &Group, strays: Vec<(Suspect, i64)>) {
+        for (suspect, created) in strays {
+            // Who has the turn may be about to find the key and take it for its own. So it is waited for, behind all
+            // others, and kept until it is known that no delete is under way.
+            let _turn = match &suspect.turn {
+                Some(name) => Some(self.lease().locals().unwanted_turn(name).await),
+                None => None,
+            };
+            if !group.is_stray(&suspect, created) {
+                continue;
+            }
+            tracing::debug!(key = ?suspect.key, "a put that had been given up was applied: its key is deleted");
+            let delete = || async {
+                let txn = delete_each(&[(suspect.key.clone(), created)]);
+                self.transact(txn, Repeat::Harmless).await.map(drop)
+            };
+            if self.settle("a key that came late", delete).await {
+                group.removed(&suspect, created);
+            }
+        }
+    }
+
+    /// Deletes those keys that are there with the lease: each as it was found, since a delete may arrive when it has been
+    /// given up, and meet the key of the one whose turn it is by then. Gives the revision at which they were looked for.
+    pub(crate) async fn take_back(&self, keys: &[Bytes]) -> Result<i64> {
+        let read = keys.iter().fold(Txn::new(), |txn, key| txn.success(Op::get(key.clone())));
+        let reply = self.read_all(read).await?;
+        let mut there = Vec::new();
+        for index in 0..keys.len() {
+            there.extend(reply.found(index)?.iter().filter(|kv| kv.lease == self.lease().id()));
+        }
+        if !there.is_empty() {
+            let created = |kv: &&KeyValue| (kv.key.clone(), kv.create_revision);
+            let txn = delete_each(&there.iter().map(created).collect::<Vec<_>>());
+            self.transact(txn, Repeat::Harmless).await?;
+        }
+        Ok(reply.header.revision)
+    }
+}
+
+/// Deletes each key that still is of its create_revision.
+pub(crate) fn delete_each(keys: &[(Bytes, i64)]) -> Txn {
+    let delete = |(key, created): &(Bytes, i64)| {
+        let ours = Compare::create_revision(key.clone()).is(*created);
+        Txn::new().compare(ours).success(Op::delete(key.clone()))
+    };
+    match keys {
+        [key] => delete(key),
+        keys => keys.iter().fold(Txn::new(), |all, key| all.success(Op::txn(delete(key)))),
+    }
+}
+
+/// How many keys are read at once: a server takes 128 operations in one transaction by default.
+const AT_ONCE: usize = 32;
