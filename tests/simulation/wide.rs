@@ -32,7 +32,8 @@ pub(crate) enum Wide {
 }
 
 /// Those that the crate bears.
-const ON: &[Wide] = &[Wide::Victims, Wide::Several, Wide::Resize, Wide::Letters, Wide::Barrier];
+const ON: &[Wide] =
+    &[Wide::Victims, Wide::Several, Wide::Tokens, Wide::Resize, Wide::Lead, Wide::Barrier, Wide::Letters];
 
 /// Whether schedules may have it in them.
 pub(crate) fn on(what: Wide) -> bool {
