@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::ids;
+
 /// The end of the range of all keys that start with `prefix`.
 ///
 /// etcd's own rule: the prefix with its last byte below 0xff raised by one and the rest cut off; `\0` (to the end of
@@ -56,9 +58,9 @@ fn is_hex(byte: &u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// What nobody else draws: 64 random bits in hex.
+/// What no other process draws: 64 random bits in hex.
 pub(crate) fn drawn() -> String {
-    format!("{:016x}", fastrand::u64(..))
+    format!("{:016x}", ids::draw())
 }
 
 /// The prefix of a name: the name and a slash, so that `job` does not reach into `job2`.

@@ -70,6 +70,7 @@ mod error;
 #[cfg_attr(docsrs, doc(cfg(feature = "fake")))]
 pub mod fake;
 mod fence;
+mod ids;
 mod key;
 mod lease;
 mod mutex;

@@ -20,7 +20,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     // The crate's own jitter is part of what must repeat.
-    fastrand::seed(0);
+    etcd_concurrency::fake::seed(0);
     // A panic of any task ends the process: libfuzzer-sys sees to that.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(work::replay(input));

@@ -58,6 +58,7 @@ pub mod guide {}
 
 mod auth;
 mod builder;
+mod chance;
 mod check;
 mod clients;
 mod core;
@@ -88,6 +89,7 @@ use tonic::{ConnectError, Status};
 use tower::util::BoxCloneSyncService;
 
 pub use self::builder::Builder;
+pub use self::chance::seed;
 pub use self::fault::{Do, Fault, Hold, LoseReply, On};
 pub use self::history::{History, Operation, Outcome};
 pub use self::plan::{FaultPlan, Trouble};

@@ -38,8 +38,8 @@ thread_local!(static PANIC: RefCell<Option<String>> = const { RefCell::new(None)
 pub(crate) fn run(plan: &Plan, history: usize) -> Ran {
     note_panics();
     PANIC.take();
-    // What the crate leaves to chance, it draws from the thread's own.
-    fastrand::seed(plan.seed);
+    // What the crate leaves to chance.
+    etcd_concurrency::fake::seed(plan.seed);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let local = LocalSet::new();
     let ran = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, play(plan, history))));

@@ -23,7 +23,7 @@ async fn nothing_that_the_server_answers_confuses_the_client() {
         // For one that never ends.
         println!("HOSTILE_SEED={seed}");
         let _told = Told(seed);
-        fastrand::seed(seed);
+        etcd_concurrency::fake::seed(seed);
         let mut rng = Rng::with_seed(seed);
         let length = rng.usize(1..600);
         let mut script: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(length).collect();

@@ -25,11 +25,16 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Leaves, that every floor may use, and what they may use themselves.
-const LEAVES: &[(&str, &[&str])] =
-    &[("error", &[]), ("key", &[]), ("txn", &["pb", "key", "error"]), ("steps", &["error"])];
+const LEAVES: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("ids", &[]),
+    ("key", &["ids"]),
+    ("txn", &["pb", "key", "error"]),
+    ("steps", &["error"]),
+];
 
 /// The fake stands outside: it may use these, and nobody may use it.
-const FAKE: &[&str] = &["client", "transport", "pb", "txn", "key", "error"];
+const FAKE: &[&str] = &["client", "transport", "pb", "txn", "key", "ids", "error"];
 
 /// Files, or folders with all that is in them, that decide and are told the time: no runtime, no clock.
 const PURE: &[&str] = &[

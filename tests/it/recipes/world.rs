@@ -43,7 +43,7 @@ pub(super) fn explore<F: Future<Output = ()>>(mut body: impl FnMut(World) -> F) 
     for seed in seeds {
         let _told = Told(seed);
         // What the crate draws repeats with it.
-        fastrand::seed(seed);
+        etcd_concurrency::fake::seed(seed);
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let fake = FakeEtcd::builder().seed(seed).start();

@@ -179,8 +179,8 @@ async fn nothing_is_lost_or_done_twice() {
     let seed = env("BANK_SEED").unwrap_or_else(|| fastrand::u64(..) >> 16);
     let transfers = env("BANK_TRANSFERS").unwrap_or(10_000) / WORKERS;
     println!("BANK_SEED={seed} replays this");
-    // Back-off and ids are drawn from the thread's own.
-    fastrand::seed(seed);
+    // Back-off and ids repeat, and what is drawn here.
+    etcd_concurrency::fake::seed(seed);
     let started = std::time::Instant::now();
     let fake = FakeEtcd::builder().seed(seed).start();
     let observer = fake.client_for("observer");

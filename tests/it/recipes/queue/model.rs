@@ -234,7 +234,7 @@ fn keys(fake: &FakeEtcd, prefix: &str) -> Vec<String> {
 }
 
 async fn play(seed: u64, kind: Kind) {
-    fastrand::seed(seed);
+    etcd_concurrency::fake::seed(seed);
     let fake = FakeEtcd::builder().seed(seed).start();
     let record = Record::start(&fake).await;
     let mut random = Rng::with_seed(seed);
