@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::SetOnce;
+use tokio::time::{Instant, sleep};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
@@ -14,9 +15,9 @@ use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::session::Session;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat, may_pass};
 use crate::txn::{Compare, Op, Txn, TxnReply, revision};
-use crate::watch::Watch;
+use crate::watch::{Watch, second_look};
 
 /// What is held: a key of a session, of one incarnation. Every guard dereferences to its fence.
 ///
@@ -83,7 +84,9 @@ impl Fence {
 
     /// Resolves once the key is lost, with the reason: its release, its deletion by somebody, or the session's end.
     ///
-    /// The first call starts a watch on the key, which lasts as long as the future.
+    /// The first call starts a watch on the key, which lasts as long as the future. Where the server refuses that, the key
+    /// is read now and then: its end may be told a minute or two late then. The session's end is told at its deadline, on
+    /// the runtime that polls this; a tokio runtime needs its time enabled for that.
     ///
     /// # Cancel safety
     /// Safe: it only waits.
@@ -169,33 +172,36 @@ impl Fence {
     }
 
     /// Resolves once the server says that the key, of this create_revision, is gone.
+    ///
+    /// It goes on whatever happens to the watch: then the key is read, again and again, and watched from there.
     async fn key_deleted(&self) {
-        let client = &self.0.client;
         // What happened since the key was created: nothing can have been missed.
         let mut from = self.0.create_revision + 1;
+        let mut blind = Blind::default();
         loop {
-            let watch = Watch::key(self.0.key.clone()).from_revision(from).no_put();
-            let mut watcher = client.watch(watch);
-            let error = loop {
-                match watcher.next().await {
-                    Ok(events) if events.events.iter().any(|event| self.is_end(event)) => return,
-                    Ok(_) => {}
-                    Err(error) => break error,
-                }
-            };
-            let blind = match error.kind() {
-                ErrorKind::Compacted { .. } => match self.stands().await {
-                    Ok(Some(revision)) => {
-                        from = revision + 1;
-                        continue;
-                    }
-                    Ok(None) => return,
-                    Err(error) => error,
-                },
-                _ => error,
-            };
-            tracing::warn!(error = %blind, "a guard's key cannot be watched; only its session's end will tell");
-            return std::future::pending().await;
+            let start = Instant::now();
+            let Err(error) = self.watch_after(from).await else { return };
+            if start.elapsed() >= LASTS {
+                blind = Blind::default();
+            }
+            blind.pause(&error).await;
+            match Box::pin(self.stands()).await {
+                Ok(Some(revision)) => from = revision + 1,
+                Ok(None) => return,
+                Err(error) => blind.pause(&error).await,
+            }
+        }
+    }
+
+    /// Waits for the key's end by a watch, until that tells or ends.
+    async fn watch_after(&self, revision: i64) -> Result<()> {
+        let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
+        let mut watcher = self.0.client.watch(watch);
+        loop {
+            let events = watcher.next().await?;
+            if events.events.iter().any(|event| self.is_end(event)) {
+                return Ok(());
+            }
         }
     }
 
@@ -328,5 +334,32 @@ impl FencedTxn<'_> {
     }
 }
 
+/// A key that cannot be watched for now.
+#[derive(Default)]
+struct Blind {
+    backoff: Backoff,
+    /// How often it was for reasons that do not pass by themselves.
+    lasting: u32,
+}
+
+impl Blind {
+    /// Waits before it is looked at again: for moments, but where the server goes on refusing, for a minute or two.
+    async fn pause(&mut self, error: &Error) {
+        let passes = matches!(error.kind(), ErrorKind::Compacted { .. }) || may_pass(error.kind());
+        self.lasting += u32::from(!passes);
+        let pause = if self.lasting > FEW { second_look() } else { self.backoff.next() };
+        if !passes && self.lasting == FEW + 1 {
+            tracing::warn!(%error, "a guard's key cannot be watched: that it is gone may be told late");
+        } else {
+            tracing::debug!(%error, "a guard's key is not watched for now");
+        }
+        sleep(pause).await;
+    }
+}
+
+/// How many refusals may be those of a server in the midst of a change.
+const FEW: u32 = 5;
+/// A watch that has lasted so long was a good one.
+const LASTS: Duration = Duration::from_secs(60);
 /// How long the reason for a loss is worth waiting for; that it is lost is known already.
 const PATIENCE: Duration = Duration::from_secs(1);

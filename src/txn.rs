@@ -60,6 +60,13 @@ impl Txn {
         self
     }
 
+    /// True where a lease that is not found can only be this one: it is named, and no other is.
+    pub(crate) fn names_only_lease(&self, lease: i64) -> bool {
+        let mut named = Vec::new();
+        self.success.iter().chain(&self.failure).for_each(|Op(op)| leases(op, &mut named));
+        !named.is_empty() && named.iter().all(|named| *named == lease)
+    }
+
     /// True if the failure operations can never be reached.
     pub(crate) fn is_unconditional(&self) -> bool {
         self.compare.is_empty()
@@ -74,6 +81,18 @@ impl From<Txn> for pb::TxnRequest {
             success: ops(txn.success),
             failure: ops(txn.failure),
         }
+    }
+}
+
+/// The leases that an operation attaches keys to.
+fn leases(op: &Request, named: &mut Vec<i64>) {
+    match op {
+        Request::RequestPut(put) if put.lease != 0 => named.push(put.lease),
+        Request::RequestTxn(txn) => {
+            let ops = txn.success.iter().chain(&txn.failure).filter_map(|op| op.request.as_ref());
+            ops.for_each(|op| leases(op, named));
+        }
+        _ => {}
     }
 }
 
@@ -269,6 +288,15 @@ impl From<pb::DeleteRangeRequest> for Op {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_knows_whose_lease_may_be_missing() {
+        let put = |lease| Txn::new().success(Op::put_with_lease("a", "1", lease));
+        assert!(put(7).names_only_lease(7));
+        assert!(!put(8).names_only_lease(7) && !put(0).names_only_lease(7));
+        assert!(!put(7).failure(Op::txn(put(8))).names_only_lease(7));
+        assert!(put(7).failure(Op::txn(put(7))).names_only_lease(7));
+    }
 
     #[test]
     fn a_transaction_is_what_it_says() {

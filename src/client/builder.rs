@@ -158,7 +158,11 @@ impl ClientBuilder {
     }
 
     /// Where sessions read for how long this machine was suspended since the client was made. Default: the system's
-    /// own clocks, on Linux. A test gives its own to put a client to sleep; what it tells must never shrink.
+    /// own clocks; on others than Linux the wall clock alone tells, by its jumps ahead. A test gives its own to put a
+    /// client to sleep; should what it tells shrink, the greatest counts.
+    ///
+    /// It is called at every look at a session, on any thread, and may look at sessions itself. It must not block or
+    /// panic.
     pub fn suspended_time(mut self, slept: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         self.slept = Some(Arc::new(slept));
         self

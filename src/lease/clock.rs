@@ -127,6 +127,13 @@ impl LeaseClock {
         Answer::Renewed
     }
 
+    /// The answer may be on its way yet: the stream is not to be judged before this.
+    pub(crate) fn wait_until(&mut self, at: Moment) {
+        if self.sent.is_some() {
+            self.due = self.due.max(at);
+        }
+    }
+
     /// The stream is gone: whatever was under way is asked again, on the next stream, from `at` on.
     pub(crate) fn on_break(&mut self, at: Moment) {
         if self.sent.take().is_some() {
@@ -136,7 +143,7 @@ impl LeaseClock {
 
     /// How long an answer may take before the stream is given up: half of what is left, so that a slow network gets the
     /// most of it and a dead stream still leaves time for another, and another.
-    fn patience(&self, now: Moment) -> Duration {
+    pub(crate) fn patience(&self, now: Moment) -> Duration {
         let longest = LONGEST_PATIENCE.max(self.ttl / 6);
         (self.remaining(now) / 2).clamp(SHORTEST_PATIENCE, longest)
     }

@@ -12,12 +12,12 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 use tonic::{Status, Streaming};
 
-use super::clock::{Answer, Due};
+use super::clock::{Answer, Due, Moment};
 use super::{Command, Lease, Leases};
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use crate::transport::channel::Route;
-use crate::transport::retry::Backoff;
+use crate::transport::retry::{Backoff, avoids_member};
 
 /// The task's state.
 pub(super) struct KeepAlive {
@@ -29,6 +29,7 @@ pub(super) struct KeepAlive {
     stream: Option<Stream>,
     /// The keep-alives under way on the present stream, the oldest first: each lease's are answered in their order.
     unanswered: VecDeque<Asked>,
+    asked: u64,
     backoff: Backoff,
     /// No stream is opened before this.
     not_before: Option<Instant>,
@@ -44,6 +45,8 @@ struct Kept {
 /// A keep-alive under way.
 struct Asked {
     id: i64,
+    /// Counts the keep-alives of the task.
+    number: u64,
     /// The lease was given up since. It may be adopted again, and asked for again, before this is answered.
     forgotten: bool,
 }
@@ -55,6 +58,22 @@ struct Stream {
     requests: mpsc::UnboundedSender<LeaseKeepAliveRequest>,
     answers: Answers,
     route: Route,
+    /// When a keep-alive was last answered.
+    heard: Option<Moment>,
+    /// The latest of the keep-alives that were answered.
+    answered: u64,
+    /// It is silent, and is listened to until then.
+    doubted: Option<Moment>,
+}
+
+/// What a keep-alive without an answer says of its stream.
+enum Silence {
+    /// Nothing before this.
+    Wait(Moment),
+    /// Later ones were answered: this one was lost on the way.
+    Skipped,
+    /// The stream is dead.
+    Dead,
 }
 
 enum Answers {
@@ -80,6 +99,7 @@ impl KeepAlive {
             timers: DelayQueue::new(),
             stream: None,
             unanswered: VecDeque::new(),
+            asked: 0,
             backoff: Backoff::default(),
             not_before: None,
             slept,
@@ -91,12 +111,14 @@ impl KeepAlive {
         let mut tick = ticks();
         loop {
             let event = self.wait(&mut tick).await;
-            if let Event::Timer(id) = &event {
-                self.timer_fired(*id);
+            match &event {
+                Event::Timer(id) => self.timer_fired(*id),
+                Event::Command(Some(Command::Keep(lease))) => self.keep(lease.clone()),
+                _ => {}
             }
             self.notice_suspension();
             match event {
-                Event::Command(Some(Command::Keep(lease))) => self.keep(lease),
+                Event::Command(Some(Command::Keep(lease))) => self.look_at_now(lease.id()),
                 Event::Command(Some(Command::Forget(id))) => self.forget(id),
                 Event::Command(None) => return,
                 Event::Timer(id) => {
@@ -127,32 +149,33 @@ impl KeepAlive {
         }
     }
 
+    /// Takes a lease in. No user's code runs before it is among those that the end of this task ends.
     fn keep(&mut self, lease: Arc<Lease>) {
         let id = lease.id();
-        // Adopted again after it was lost, which may not have come here yet.
-        self.forget(id);
-        if self.kept.contains_key(&id) {
-            return;
-        }
         let timer = self.timers.insert(id, Duration::ZERO);
-        self.kept.insert(id, Kept { lease, timer });
-        self.look_at_now(id);
+        let earlier = self.kept.insert(id, Kept { lease, timer });
+        if let Some(earlier) = earlier {
+            // Adopted again after it had ended or was given up, which had not come here yet.
+            self.give_up(&earlier);
+        }
     }
 
     fn forget(&mut self, id: i64) {
         // The id may have been adopted again since: only a lost lease is forgotten.
-        if self.kept.get(&id).is_some_and(|kept| kept.lease.is_believed()) {
-            return;
+        let now = self.leases.time().now();
+        if self.kept.get(&id).is_some_and(|kept| !kept.lease.is_believed(now))
+            && let Some(kept) = self.kept.remove(&id)
+        {
+            self.give_up(&kept);
         }
-        if let Some(kept) = self.kept.remove(&id) {
-            // It ended, or its time has passed with nobody looking.
-            kept.lease.lose(LostReason::Expired);
-            self.timers.try_remove(&kept.timer);
-            self.unanswered
-                .iter_mut()
-                .filter(|asked| asked.id == id)
-                .for_each(|asked| asked.forgotten = true);
-        }
+    }
+
+    /// Keeps a lease no longer: it has ended, or its time has passed with nobody looking.
+    fn give_up(&mut self, kept: &Kept) {
+        kept.lease.lose(LostReason::Expired);
+        self.timers.try_remove(&kept.timer);
+        let id = kept.lease.id();
+        self.unanswered.iter_mut().filter(|asked| asked.id == id).for_each(|asked| asked.forgotten = true);
     }
 
     /// A lease's timer is no longer one: the lease gets another, to be set when it is looked at.
@@ -171,15 +194,45 @@ impl KeepAlive {
                 lease.lose(LostReason::Expired);
                 return;
             }
-            Due::Silent => {
-                let route = self.stream.as_ref().map(|stream| stream.route.clone());
-                tracing::debug!("the keep-alive stream is silent");
-                route.iter().for_each(Route::avoid);
-                self.close_stream();
-            }
+            Due::Silent => match self.judge(&lease) {
+                Silence::Wait(until) => lease.with_clock(|clock, _| clock.wait_until(until)),
+                Silence::Skipped => {
+                    tracing::debug!("a keep-alive was not answered, and later ones were");
+                    self.close_stream();
+                }
+                Silence::Dead => {
+                    tracing::debug!("the keep-alive stream is silent");
+                    self.stream.iter().for_each(|stream| stream.route.avoid());
+                    self.close_stream();
+                }
+            },
             Due::KeepAlive => self.send(&lease),
         }
         self.set_timer(&lease);
+    }
+
+    /// An answer is overdue. Where the server has many to give it gives them one after the other, and where this process
+    /// stood still the answer may have come and be yet to be read: it is the stream's silence that counts, and only as
+    /// far as it was listened to.
+    fn judge(&mut self, lease: &Lease) -> Silence {
+        // Without one, nothing is under way.
+        let Some(stream) = &mut self.stream else { return Silence::Dead };
+        let asked = self.unanswered.iter().find(|asked| asked.id == lease.id() && !asked.forgotten);
+        if asked.is_some_and(|asked| asked.number < stream.answered) {
+            return Silence::Skipped;
+        }
+        let (now, patience, left) =
+            lease.with_clock(|clock, now| (now, clock.patience(now), clock.remaining(now)));
+        match (stream.heard, stream.doubted) {
+            (Some(heard), _) if now < heard + patience => Silence::Wait(heard + patience),
+            (_, None) => {
+                let until = now + GRACE.min(left / 4);
+                stream.doubted = Some(until);
+                Silence::Wait(until)
+            }
+            (_, Some(until)) if now < until => Silence::Wait(until),
+            (_, Some(_)) => Silence::Dead,
+        }
     }
 
     /// Sends along what would be sent soon: ten thousand leases then wake us once a second, not five hundred times.
@@ -214,8 +267,10 @@ impl KeepAlive {
                 Due::At(moment) => moment,
                 Due::KeepAlive | Due::Silent | Due::Expired => now,
             };
-            (time.instant_of(wake), time.instant_of(clock.deadline()))
+            (wake, clock.deadline())
         });
+        // Not under the clock's lock: the time may be read by a user's code.
+        let (wake, deadline) = (time.instant_of(wake), time.instant_of(deadline));
         // Without a stream, the next attempt to open one, but not later than the lease's end.
         let wake = match self.not_before {
             Some(pause) if self.stream.is_none() => wake.max(pause.min(deadline)),
@@ -235,7 +290,8 @@ impl KeepAlive {
         lease.with_clock(|clock, now| clock.on_send(now));
         // A stream whose receiver is gone tells so by its answers.
         let _ = stream.requests.send(LeaseKeepAliveRequest { id: lease.id() });
-        self.unanswered.push_back(Asked { id: lease.id(), forgotten: false });
+        self.asked += 1;
+        self.unanswered.push_back(Asked { id: lease.id(), number: self.asked, forgotten: false });
     }
 
     fn open_stream(&mut self) {
@@ -245,7 +301,8 @@ impl KeepAlive {
         let opening =
             async move { transport.open_keep_alive(UnboundedReceiverStream::new(receiver), on).await };
         let answers = Answers::Opening(Box::pin(opening));
-        self.stream = Some(Stream { requests, answers, route });
+        let (heard, answered, doubted) = (None, 0, None);
+        self.stream = Some(Stream { requests, answers, route, heard, answered, doubted });
     }
 
     fn answered(&mut self, answer: &LeaseKeepAliveResponse) {
@@ -253,6 +310,11 @@ impl KeepAlive {
         self.not_before = None;
         let asked = self.unanswered.iter().position(|asked| asked.id == answer.id);
         let asked = asked.and_then(|at| self.unanswered.remove(at));
+        if let (Some(asked), Some(stream)) = (&asked, &mut self.stream) {
+            stream.heard = Some(self.leases.time().now());
+            stream.answered = stream.answered.max(asked.number);
+            stream.doubted = None;
+        }
         // An answer for a lease that was given up in the meantime; adopted again, it was asked for later.
         if asked.is_some_and(|asked| asked.forgotten) {
             return;
@@ -274,13 +336,12 @@ impl KeepAlive {
     /// The stream ended.
     fn broken(&mut self, error: &Error) {
         tracing::debug!(%error, "the keep-alive stream broke");
-        if let Some(stream) = &self.stream
-            && matches!(
-                error.kind(),
-                ErrorKind::NoLeader | ErrorKind::Unavailable { .. } | ErrorKind::Timeout
-            )
-        {
-            stream.route.avoid();
+        if let Some(stream) = &self.stream {
+            match error.kind() {
+                ErrorKind::Timeout => stream.route.avoid(),
+                kind if avoids_member(kind) => stream.route.avoid_member(),
+                _ => {}
+            }
         }
         // One lease that may not be renewed must not hold up the others: it was the one being answered, and asks
         // again only when its turn comes round.
@@ -330,11 +391,29 @@ impl KeepAlive {
     }
 }
 
-/// The task goes with its runtime: nobody keeps these leases alive any more.
+/// The task goes with its runtime, or in a panic: nobody keeps these leases alive any more, nor those that were on their
+/// way here.
 impl Drop for KeepAlive {
     fn drop(&mut self) {
-        for kept in self.kept.values() {
-            kept.lease.lose(LostReason::Closed);
+        self.commands.close();
+        let mut leases: Vec<_> =
+            std::mem::take(&mut self.kept).into_values().map(|kept| kept.lease).collect();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Keep(lease) = command {
+                leases.push(lease);
+            }
+        }
+        for lease in &leases {
+            lease.end(LostReason::Closed);
+        }
+        leases.retain(|lease| lease.state.is_watched());
+        if leases.is_empty() {
+            return;
+        }
+        // Whoever ends the runtime may hold a borrow of a state, which the telling waits for.
+        let tell = move || leases.iter().for_each(|lease| lease.state.tell());
+        if let Err(error) = std::thread::Builder::new().name("leases lost".into()).spawn(tell) {
+            tracing::warn!(%error, "who watches the state of a session is not told that it is lost");
         }
     }
 }
@@ -380,6 +459,8 @@ const RPC: &str = "Lease/LeaseKeepAlive";
 /// Which share of its TTL a lease may be renewed early, along with others, and how much at most.
 const EARLY: u32 = 60;
 const LONGEST_EARLY: Duration = Duration::from_secs(1);
+/// How long a silent stream is listened to before it counts as dead.
+const GRACE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 /// tokio's wheel reaches two years.
 const FAR: Duration = Duration::from_secs(300 * 86_400);

@@ -36,7 +36,11 @@ impl Locals {
 
     /// One's turn if nobody has it.
     pub(crate) fn try_turn(&self, name: &Bytes) -> Option<Turn> {
-        let turn = self.queue(name).try_lock_owned().ok()?;
+        // In one step: one that fails while the holder leaves would keep the holder from taking the queue out.
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = queues.entry(name.clone()).or_default().clone();
+        let turn = queue.try_lock_owned().ok()?;
+        drop(queues);
         Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
     }
 
@@ -81,8 +85,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the lock: it wakes the next in line.
         drop(self.turn.take());
+        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever waits holds the queue too; with nobody left, its entry is garbage.
         if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(queue) == 1) {
             queues.remove(&self.name);
@@ -140,6 +145,21 @@ mod tests {
         drop(second);
         last.await.unwrap();
         assert_eq!(locals.len(), 0);
+    }
+
+    /// One that failed had the queue in its hands while the holder left, who took it for one that waits.
+    #[test]
+    fn a_try_that_fails_as_the_holder_leaves_keeps_nothing() {
+        let locals = Locals::default();
+        let name = Bytes::from_static(b"a/");
+        for _ in 0..20_000 {
+            std::thread::scope(|scope| {
+                let held = locals.try_turn(&name);
+                scope.spawn(|| drop(locals.try_turn(&name)));
+                drop(held);
+            });
+            assert_eq!(locals.len(), 0);
+        }
     }
 
     #[tokio::test]

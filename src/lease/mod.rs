@@ -1,5 +1,6 @@
 //! Leases that are kept alive: one stream for all of a client's, and a clock for each.
 
+mod alarm;
 pub(crate) mod clock;
 mod keepalive;
 mod local;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::transport::Transport;
+use alarm::Alarm;
 use clock::{LeaseClock, Moment};
 use keepalive::KeepAlive;
 pub(crate) use local::{Locals, Turn};
@@ -88,23 +90,24 @@ impl Leases {
     }
 
     /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock.
-    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Arc<Lease> {
+    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Stay {
         let lease = Arc::new(Lease::new(id, clock, self.clone()));
+        let now = self.time().now();
         let known = {
             let mut by_id = lock(&self.shared.by_id);
             let known = by_id.get(&id).and_then(Weak::upgrade);
-            let believed = known.as_ref().is_some_and(|known| known.is_believed());
-            if !believed {
+            let lives = known.as_ref().is_some_and(|known| known.is_believed(now) && known.enter_if_used());
+            if !lives {
                 by_id.insert(id, Arc::downgrade(&lease));
             }
             // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
-            (known, believed)
+            (known, lives)
         };
         if let (Some(known), true) = known {
-            return known;
+            return Stay(known);
         }
         self.tell(Command::Keep(lease.clone()));
-        lease
+        Stay(lease)
     }
 
     fn tell(&self, command: Command) {
@@ -122,6 +125,8 @@ impl Leases {
         let (sender, commands) = mpsc::unbounded_channel();
         let _ = sender.send(command);
         *task = Some(sender);
+        // A runtime that has ended drops the task at once, and the task then wants the lock.
+        drop(task);
         self.shared.runtime.spawn(KeepAlive::new(self.clone(), commands).run());
     }
 
@@ -133,6 +138,25 @@ impl Leases {
             *task = None;
         }
         idle
+    }
+}
+
+/// Holds a lease for one who is about to open a session on it. Where no session comes of it, and nothing else is on the
+/// lease, the lease is left as it was found.
+pub(crate) struct Stay(Arc<Lease>);
+
+impl Stay {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.0
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if self.0.leave() {
+            // Whoever drops it may hold a borrow of the state.
+            self.0.end(LostReason::Orphaned);
+        }
     }
 }
 
@@ -148,7 +172,8 @@ pub(crate) struct Lease {
     suspects: Suspects,
     /// It was granted here, not adopted: nobody else puts keys with it.
     granted: bool,
-    /// How many sessions are on it: more than one where it was adopted twice.
+    /// How many sessions are on it, or about to be: more than one where it was adopted twice. With none left it is given
+    /// up for good.
     sessions: AtomicUsize,
     leases: Leases,
 }
@@ -160,7 +185,7 @@ impl Lease {
             if granted { SessionState::Active } else { SessionState::Suspended { since: Instant::now() } };
         let (clock, state) = (Mutex::new(clock), State::new(first));
         let (ended, locals, suspects) = (CancellationToken::new(), Locals::default(), Suspects::default());
-        let sessions = AtomicUsize::new(0);
+        let sessions = AtomicUsize::new(1);
         Self { id, clock, state, ended, locals, suspects, granted, sessions, leases }
     }
 
@@ -180,6 +205,12 @@ impl Lease {
     /// A session less is; true if it was the last.
     pub(crate) fn leave(&self) -> bool {
         self.sessions.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// As [`enter`](Self::enter), unless the lease was given up.
+    fn enter_if_used(&self) -> bool {
+        let more = |sessions: usize| (sessions > 0).then_some(sessions + 1);
+        self.sessions.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Whose turn it is among the tasks of this process, key by key.
@@ -216,13 +247,22 @@ impl Lease {
     }
 
     /// Like [`lost_reason`](Self::lost_reason), without ending anything.
-    fn is_believed(&self) -> bool {
-        !matches!(self.state.now(), SessionState::Lost(_)) && !self.remaining().is_zero()
+    fn is_believed(&self, now: Moment) -> bool {
+        let ended = matches!(self.state.now(), SessionState::Lost(_));
+        !ended && !lock(&self.clock).remaining(now).is_zero()
     }
 
     /// What is left until the deadline; zero once it passed.
     pub(crate) fn remaining(&self) -> Duration {
-        lock(&self.clock).remaining(self.leases.time().now())
+        // Before the lock: where the time is read may be a user's code, and that may ask for a session.
+        let now = self.leases.time().now();
+        lock(&self.clock).remaining(now)
+    }
+
+    /// When tokio's clock reaches the deadline, as it is now.
+    fn ends_at(&self) -> Instant {
+        let deadline = lock(&self.clock).deadline();
+        self.leases.time().instant_of(deadline)
     }
 
     /// The server said that the lease is gone. What that means depends on whether its TTL can have run out.
@@ -275,16 +315,20 @@ impl Lease {
         self.state.told(&self.leases.shared.runtime).await;
     }
 
-    /// Resolves once the lease is lost.
+    /// Resolves once the lease is lost: at the deadline, on the runtime that polls this, whatever the client's does.
     ///
     /// Each poll looks at the clock: whoever waits for this beside other work learns of the loss before that work goes
     /// on, even if all timers of a process that was stopped fire at once.
     pub(crate) async fn lost(&self) -> LostReason {
         let mut ended = std::pin::pin!(self.ended.cancelled());
+        let mut alarm = Alarm::default();
         poll_fn(|context| match self.lost_reason() {
             Some(reason) => Poll::Ready(reason),
             // The state is there before the token is cancelled.
-            None => ended.as_mut().poll(context).map(|()| self.lost_reason().unwrap_or(LostReason::Expired)),
+            None if ended.as_mut().poll(context).is_ready() => {
+                Poll::Ready(self.lost_reason().unwrap_or(LostReason::Expired))
+            }
+            None => alarm.poll(self, context),
         })
         .await
     }
@@ -316,10 +360,12 @@ impl Lease {
         }
     }
 
+    /// Asks or tells the clock something, at this moment. Only the task that keeps the lease alive tells it anything, so
+    /// moments that are read before the lock come in order.
     fn with_clock<T>(&self, f: impl FnOnce(&mut LeaseClock, Moment) -> T) -> T {
-        // The moment is read under the lock, so that two readers cannot move the clock out of order.
-        let mut clock = lock(&self.clock);
-        f(&mut clock, self.leases.time().now())
+        // Not under the lock: see `remaining`.
+        let now = self.leases.time().now();
+        f(&mut lock(&self.clock), now)
     }
 }
 
@@ -332,7 +378,11 @@ impl Drop for Lease {
     }
 }
 
-/// No code of ours panics under these locks; if it did, the data would still be whole.
+/// tokio's timers count in these.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// No code of ours panics under these locks, and no user's code runs under them; if one did panic, the data would still
+/// be whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

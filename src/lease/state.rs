@@ -70,6 +70,11 @@ impl State {
         });
     }
 
+    /// True where there is somebody to tell.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.get().is_some_and(|watched| watched.receiver_count() > 0)
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<SessionState> {
         // Under the lock, so that the channel begins with a change, or is there to tell of it.
         let now = lock(&self.0.now);

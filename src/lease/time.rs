@@ -1,13 +1,18 @@
-//! The clock that leases are measured on: tokio's, plus the time that the machine was suspended.
+//! The clock that leases are measured on: tokio's, plus the time that the machine stood still.
 //!
 //! tokio's clock is the monotonic one, which on Linux stands still while the machine sleeps; the server's does not.
 //! CLOCK_BOOTTIME counts that time, so its lead over CLOCK_MONOTONIC is what was slept. Adding only that lead keeps
 //! tokio's paused clock working in tests.
+//!
+//! A virtual machine that is paused by its host counts nothing on either. What may tell is its wall clock, once something
+//! sets that right: where it jumps ahead of the others, the jump counts as time that was slept. A wall clock that was set
+//! by hand ends sessions early then, and none late.
 
+use std::cell::RefCell;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -24,7 +29,7 @@ pub(crate) struct Time {
 #[derive(Clone)]
 enum Suspended {
     System(Arc<SystemLead>),
-    Given(Arc<dyn Fn() -> Duration + Send + Sync>),
+    Given(Arc<Given>),
 }
 
 impl Time {
@@ -35,7 +40,7 @@ impl Time {
 
     /// A clock whose suspended time is given: what a test of a sleeping machine wants.
     pub(crate) fn suspended_for(slept: Arc<dyn Fn() -> Duration + Send + Sync>) -> Self {
-        Self::new(Suspended::Given(slept))
+        Self::new(Suspended::Given(Arc::new(Given { slept, greatest: AtomicU64::new(0) })))
     }
 
     fn new(suspended: Suspended) -> Self {
@@ -50,7 +55,7 @@ impl Time {
     pub(crate) fn slept(&self) -> Duration {
         match &self.suspended {
             Suspended::System(lead) => lead.read(),
-            Suspended::Given(slept) => slept(),
+            Suspended::Given(given) => given.read(),
         }
     }
 
@@ -68,46 +73,136 @@ impl fmt::Debug for Time {
     }
 }
 
-/// The lead of CLOCK_BOOTTIME over CLOCK_MONOTONIC, since this was made.
+/// What a user's function tells.
+struct Given {
+    slept: Arc<dyn Fn() -> Duration + Send + Sync>,
+    /// The greatest that it has told: time that was slept does not come back.
+    greatest: AtomicU64,
+}
+
+impl Given {
+    fn read(&self) -> Duration {
+        // Those that this thread is asking.
+        thread_local!(static ASKED: RefCell<Vec<*const Given>> = const { RefCell::new(Vec::new()) });
+        struct Asked;
+        impl Drop for Asked {
+            fn drop(&mut self) {
+                ASKED.with_borrow_mut(Vec::pop);
+            }
+        }
+        let this: *const Self = self;
+        // One that looks at a session of its own while it is asked gets what was told last.
+        if !ASKED.with_borrow(|asked| asked.contains(&this)) {
+            ASKED.with_borrow_mut(|asked| asked.push(this));
+            let _asked = Asked;
+            self.greatest.fetch_max(nanos((self.slept)()), Ordering::Relaxed);
+        }
+        Duration::from_nanos(self.greatest.load(Ordering::Relaxed))
+    }
+}
+
+/// The lead of CLOCK_BOOTTIME over CLOCK_MONOTONIC, and the jumps of the wall clock ahead of both, since this was made.
 struct SystemLead {
     base: Duration,
     /// The greatest lead seen, in nanoseconds: two clocks cannot be read at once, and the lead must not shrink.
     greatest: AtomicU64,
+    wall: Mutex<Jumps>,
+    /// What the wall clock has jumped, in nanoseconds.
+    jumped: AtomicU64,
 }
 
 impl SystemLead {
     fn new() -> Self {
-        Self { base: boottime_lead(), greatest: AtomicU64::new(0) }
+        let wall = Mutex::new(Jumps::default());
+        Self { base: boottime_lead(), greatest: AtomicU64::new(0), wall, jumped: AtomicU64::new(0) }
     }
 
     fn read(&self) -> Duration {
         let lead = boottime_lead().saturating_sub(self.base);
         // Below this it is the time between the two readings.
         if lead >= NOISE {
-            let nanos = u64::try_from(lead.as_nanos()).unwrap_or(u64::MAX);
-            self.greatest.fetch_max(nanos, Ordering::Relaxed);
+            self.greatest.fetch_max(nanos(lead), Ordering::Relaxed);
         }
-        Duration::from_nanos(self.greatest.load(Ordering::Relaxed))
+        // Not under the lock of one who reads already, so that nobody waits here.
+        let jumped = self.wall.try_lock().ok().and_then(|mut wall| wall.see(wall_lead()?));
+        if let Some(jumped) = jumped {
+            tracing::warn!(
+                ?jumped,
+                "the wall clock jumped ahead: the machine may have stood still, which counts"
+            );
+            self.jumped.fetch_add(nanos(jumped), Ordering::Relaxed);
+        }
+        let counted = |part: &AtomicU64| Duration::from_nanos(part.load(Ordering::Relaxed));
+        counted(&self.greatest) + counted(&self.jumped)
     }
+}
+
+/// Tells the jumps of the wall clock, against one that cannot be set, from what a clock is tuned and drifts by.
+#[derive(Debug, Default)]
+struct Jumps {
+    /// The lead of the wall clock when it was last read, in nanoseconds: it may be behind.
+    last: Option<i128>,
+}
+
+impl Jumps {
+    /// How far it has jumped ahead since it was last read.
+    fn see(&mut self, lead: i128) -> Option<Duration> {
+        let ahead = lead - self.last.replace(lead)?;
+        let ahead = Duration::from_nanos(u64::try_from(ahead).ok()?);
+        (ahead >= JUMP).then_some(ahead)
+    }
+}
+
+/// The lead of the wall clock over the clock that counts suspension, in nanoseconds. None where the reading took so long
+/// that it says nothing: the process stood still in the midst of it.
+fn wall_lead() -> Option<i128> {
+    let before = since_boot();
+    let wall = match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i128::try_from(since.as_nanos()).ok()?,
+        Err(before) => -i128::try_from(before.duration().as_nanos()).ok()?,
+    };
+    let after = since_boot();
+    (after.saturating_sub(before) < NOISE)
+        .then(|| wall - i128::try_from(before.as_nanos()).unwrap_or_default())
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Reads the lead, never too large: the monotonic clock is read last, and time passes between the readings.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn boottime_lead() -> Duration {
-    use rustix::time::{ClockId, Timespec, clock_gettime};
-    let duration = |time: Timespec| {
-        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
-    };
-    let boot = duration(clock_gettime(ClockId::Boottime));
-    boot.saturating_sub(duration(clock_gettime(ClockId::Monotonic)))
+    since_boot().saturating_sub(clock(rustix::time::ClockId::Monotonic))
 }
 
-/// Elsewhere suspension is not counted: no safe binding tells it.
+/// A clock that is never set, and counts suspension.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn since_boot() -> Duration {
+    clock(rustix::time::ClockId::Boottime)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn clock(id: rustix::time::ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(id);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// Elsewhere no safe binding tells of suspension: the wall clock does, which goes on meanwhile.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn boottime_lead() -> Duration {
     Duration::ZERO
 }
 
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn since_boot() -> Duration {
+    use std::sync::LazyLock;
+    static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
+/// What the wall clock jumps by at least where it is a jump: it is tuned in smaller steps, if in steps at all.
+const JUMP: Duration = Duration::from_millis(50);
 const NOISE: Duration = Duration::from_millis(10);
 const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
 
@@ -134,5 +229,31 @@ mod tests {
         let time = Time::system();
         assert_eq!(time.now(), time.now());
         assert_eq!(time.slept(), Duration::ZERO);
+    }
+    /// What a user's function tells must not shrink: belief would grow.
+    #[tokio::test(start_paused = true)]
+    async fn time_that_was_slept_does_not_come_back() {
+        let slept = Arc::new(AtomicU64::new(60));
+        let reader = slept.clone();
+        let time = Time::suspended_for(Arc::new(move || Duration::from_secs(reader.load(Ordering::Relaxed))));
+        assert_eq!(time.now(), Duration::from_secs(60));
+        slept.store(3, Ordering::Relaxed);
+        assert_eq!(time.now(), Duration::from_secs(60));
+    }
+
+    /// A virtual machine that was paused for an hour believed in its leases: no clock had counted the hour. Its wall clock
+    /// was set right a moment later.
+    #[test]
+    fn a_jump_of_the_wall_clock_counts_as_suspension() {
+        const S: i128 = 1_000_000_000;
+        let mut wall = Jumps::default();
+        assert_eq!(wall.see(7 * S), None, "nothing is known before");
+        assert_eq!(wall.see(7 * S), None);
+        assert_eq!(wall.see(3_607 * S), Some(Duration::from_secs(3_600)));
+        assert_eq!(wall.see(3_607 * S), None, "once");
+        assert_eq!(wall.see(-5 * S), None, "back is no sleep");
+        assert_eq!(wall.see(0), Some(Duration::from_secs(5)), "and says nothing of the next");
+        // A clock that drifts is followed.
+        assert!((0..10_000).all(|n| wall.see(n * S / 1_000).is_none()));
     }
 }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::cleanup::Cleanup;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::ids;
+use crate::lease::SessionState;
 use crate::lease::clock::{LONGEST_TTL, LeaseClock};
-use crate::lease::{Lease, SessionState};
 
 /// Sets up a [`Session`]. Made by [`Session::builder`].
 ///
@@ -94,15 +95,21 @@ impl SessionBuilder {
 
     /// Opens the session: one RPC.
     ///
-    /// The lease's id is chosen here, so a grant whose answer was lost is found again instead of granted twice.
+    /// The lease's id is drawn here, from the operating system. Where an answer was lost and the server says of the
+    /// repetition that the lease exists, nothing proves whose it is: another id is drawn, and the lease in doubt is left
+    /// to end with its TTL, of which a warning tells.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
-    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist; whatever
-    /// keeps the request from being answered until the client's request timeout.
+    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist;
+    /// [`ErrorKind::Timeout`] for one that no answered keep-alive proves within the client's request timeout;
+    /// [`ErrorKind::Lost`] where the parent token is cancelled or the client's runtime has ended; whatever else keeps the
+    /// request from being answered until the request timeout.
+    /// With [`Outcome::Unknown`] a lease that holds nothing may stay until its TTL is over.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves no lease behind: a grant under way is revoked in the background.
+    /// Dropping the future leaves no lease behind: a grant under way is revoked in the background. One that a server
+    /// applies after that ends with its TTL.
     pub async fn open(self) -> Result<Session> {
         if self.ttl.is_zero() {
             return Err(Error::invalid("ttl", "it is zero"));
@@ -111,20 +118,22 @@ impl SessionBuilder {
         if seconds > LONGEST_TTL {
             return Err(Error::invalid("ttl", format!("{seconds} s are more than etcd's {LONGEST_TTL}")));
         }
-        if let Some(parent) = &self.settings.parent
-            && parent.is_cancelled()
-        {
-            return Err(LostReason::Closed.into());
-        }
-        let parent = self.settings.parent.clone();
-        let session = match self.lease {
-            None => self.grant(seconds).await?,
-            Some(id) => self.adopt(id).await?,
+        let Some(parent) = self.settings.parent.clone() else { return self.open_for(seconds).await };
+        // Dropped, the opening cleans up after itself.
+        let session = tokio::select! {
+            biased;
+            () = parent.cancelled() => return Err(LostReason::Closed.into()),
+            session = self.open_for(seconds) => session?,
         };
-        if let Some(parent) = parent {
-            close_with(parent, &session);
-        }
+        close_with(parent, &session);
         Ok(session)
+    }
+
+    async fn open_for(self, seconds: u64) -> Result<Session> {
+        match self.lease {
+            None => self.grant(seconds).await,
+            Some(id) => self.adopt(id).await,
+        }
     }
 
     async fn grant(self, seconds: u64) -> Result<Session> {
@@ -143,8 +152,10 @@ impl SessionBuilder {
     async fn grant_lease(self, seconds: u64) -> Result<(Session, u64)> {
         let transport = self.client.transport();
         let asked = i64::try_from(seconds).unwrap_or(i64::MAX);
+        let end = Instant::now() + transport.limits().request_timeout;
+        let mut taken = Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant");
         for _ in 0..IDS {
-            let id = fastrand::i64(1..=i64::MAX);
+            let id = new_id();
             let sent = self.client.leases().time().now();
             let granted = match transport.lease_grant(id, asked).await {
                 Ok(answer) if answer.value.id != id => {
@@ -152,19 +163,23 @@ impl SessionBuilder {
                     return Err(Error::protocol(detail, Outcome::Unknown).at("Lease/LeaseGrant"));
                 }
                 Ok(answer) => answer.value.ttl,
-                // Nobody else chose our 63 random bits: an earlier attempt of this very grant was applied.
-                Err(error)
-                    if *error.kind() == ErrorKind::LeaseExists && error.outcome() != Outcome::NotApplied =>
-                {
-                    let found = transport.lease_time_to_live(id, false).await?.value;
-                    if found.ttl < 0 {
-                        // It ended before anybody heard of it: there is nothing to keep.
-                        continue;
+                Err(error) if *error.kind() == ErrorKind::LeaseExists => {
+                    // An earlier attempt of this very grant may have been applied; or another process drew the same id,
+                    // as a machine that was copied in this moment does. Nothing can tell: the lease is neither used nor
+                    // revoked.
+                    if error.outcome() != Outcome::NotApplied {
+                        tracing::warn!(
+                            lease = format_args!("{id:x}"),
+                            ttl = seconds,
+                            "a grant's answer was lost, and the lease exists: it is left to its TTL"
+                        );
+                        taken = error;
                     }
-                    found.granted_ttl
+                    if Instant::now() >= end {
+                        break;
+                    }
+                    continue;
                 }
-                // Somebody else did, or the same generator state runs twice: choose again.
-                Err(error) if *error.kind() == ErrorKind::LeaseExists => continue,
                 Err(error) => {
                     if error.outcome() == Outcome::Unknown {
                         let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
@@ -174,37 +189,60 @@ impl SessionBuilder {
                 }
             };
             let Ok(granted @ 1..) = u64::try_from(granted) else {
+                self.client.runtime().spawn(revoke(self.client.clone(), id, Duration::from_secs(seconds)));
                 return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
             };
             let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
-            let lease = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin));
-            let session = Session::new(self.client.clone(), lease, self.settings.clone());
+            let kept = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin));
+            let session = Session::new(self.client.clone(), kept.lease().clone(), self.settings.clone());
+            // From here on the session alone is on it, and gives it back.
+            drop(kept);
             // The answer may have taken longer than the lease lives.
-            session.check()?;
+            if let Err(lost) = session.check() {
+                // Where the client's runtime has ended there is no background to revoke in.
+                if lost.lost_reason() == Some(LostReason::Closed)
+                    && let Err(error) = session.close().await
+                {
+                    tracing::debug!(%error, "a revoke failed: the lease's TTL will end it");
+                }
+                return Err(lost);
+            }
             return Ok((session, granted));
         }
-        Err(Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant"))
+        Err(taken)
     }
 
     /// Nothing is known of the lease until a keep-alive is answered: that is waited for.
     async fn adopt(self, id: i64) -> Result<Session> {
         let leases = self.client.leases();
         let patience = self.client.transport().limits().request_timeout;
+        let end = Instant::now() + patience;
         loop {
             let now = leases.time().now();
-            let lease = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin));
-            let adopted = Adopting::new(lease);
-            let mut state = adopted.0.watch();
-            // The sender lives in the lease that is held here.
-            let _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })).await;
-            return match adopted.0.lost_reason() {
-                None => Ok(Session::new(self.client.clone(), adopted.0.clone(), self.settings.clone())),
+            let kept = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin));
+            let lease = kept.lease();
+            let mut state = lease.watch();
+            let proven = async {
+                tokio::select! {
+                    biased;
+                    _ = lease.lost() => {}
+                    // The sender lives in the lease that is held here.
+                    _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })) => {}
+                }
+            };
+            // A lease that is kept already has a deadline of its own, which may be far away.
+            let silent = timeout_at(end, proven).await.is_err();
+            return match lease.lost_reason() {
+                None if silent => {
+                    Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
+                }
+                None => Ok(Session::new(self.client.clone(), lease.clone(), self.settings.clone())),
                 // Given up by another session or adoption of this client: it is there for others to adopt.
-                Some(LostReason::Orphaned) => continue,
+                Some(LostReason::Orphaned) if !silent => continue,
                 Some(LostReason::LeaseGone | LostReason::Revoked) => {
                     Err(Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
                 }
-                Some(LostReason::Expired) => {
+                Some(LostReason::Expired | LostReason::Orphaned) => {
                     Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
                 }
                 Some(reason) => Err(reason.into()),
@@ -213,21 +251,13 @@ impl SessionBuilder {
     }
 }
 
-/// A lease on its way to a session: if it does not get there, it is left as it was found.
-struct Adopting(Arc<Lease>);
-
-impl Adopting {
-    /// Counts as a session while it lasts: of several adoptions at once, the last to fail gives the lease up.
-    fn new(lease: Arc<Lease>) -> Self {
-        lease.enter();
-        Self(lease)
-    }
-}
-
-impl Drop for Adopting {
-    fn drop(&mut self) {
-        if self.0.leave() {
-            self.0.end(LostReason::Orphaned);
+/// An id for a lease: 63 bits that no other process draws.
+fn new_id() -> i64 {
+    loop {
+        let id = i64::try_from(ids::draw() >> 1).unwrap_or_default();
+        // The server would choose one for this.
+        if id != 0 {
+            return id;
         }
     }
 }
@@ -266,7 +296,7 @@ fn close_with(parent: CancellationToken, session: &Session) {
 }
 
 /// How many lease ids are tried. One of 63 random bits is taken by nobody, unless the server says so of all.
-const IDS: usize = 4;
+const IDS: usize = 16;
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// A lease that lives for years is not revoked for years.
 const LONGEST_REVOKE: Duration = Duration::from_secs(600);

@@ -126,6 +126,9 @@ impl Session {
 
     /// Resolves once the session is lost, with the reason.
     ///
+    /// At the deadline it does so on the runtime that polls it, even while the client's own stands still; a tokio runtime
+    /// needs its time enabled for that.
+    ///
     /// # Cancel safety
     /// Safe: it only waits.
     pub async fn lost(&self) -> LostReason {

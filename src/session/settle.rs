@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::cleanup::Cleanup;
 use crate::client::Client;
-use crate::error::{ErrorKind, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::lease::Lease;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
@@ -49,11 +49,28 @@ impl Settler {
         &self.0.cleanup
     }
 
-    /// Sends a transaction. What it says of the lease is taken for what it says.
+    /// Sends a transaction. What it says of the session's own lease is taken for what it says.
     pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
-        let answer = self.client().transport().txn(txn.into(), repeat).await;
-        let Answer { value, ambiguous, unanswered } = self.lease().learn(answer)?;
+        let about_ours = txn.names_only_lease(self.lease().id());
+        let answer = match self.client().transport().txn(txn.into(), repeat).await {
+            Err(error) if *error.kind() == ErrorKind::LeaseNotFound && !about_ours => {
+                return Err(Box::pin(self.whose_lease(error)).await);
+            }
+            answer => self.lease().learn(answer)?,
+        };
+        let Answer { value, ambiguous, unanswered } = answer;
         Ok(Answer { value: TxnReply::try_from(value)?, ambiguous, unanswered })
+    }
+
+    /// The server found a lease missing of a transaction that names others too: the session is lost if it was its own.
+    pub(crate) async fn whose_lease(&self, error: Error) -> Error {
+        match self.client().transport().lease_time_to_live(self.lease().id(), false).await {
+            Ok(answer) if answer.value.ttl < 0 => {
+                Error::from(self.lease().gone()).with_outcome(error.outcome()).because(error)
+            }
+            // It lives, or its keep-alives will tell.
+            _ => error,
+        }
     }
 
     /// Repeats work that settles something, until it is done or refused for good, or the lease's end settles it. Whether it
@@ -67,7 +84,7 @@ impl Settler {
     {
         let mut backoff = Backoff::default();
         while !self.is_over() {
-            match self.lease().learn(work().await) {
+            match work().await {
                 Ok(()) => return true,
                 Err(error) if error.lost_reason().is_some() => return false,
                 Err(error) if is_final(error.kind()) => {

@@ -143,12 +143,7 @@ impl Stm {
             (ErrorKind::TooManyOps { .. }, _) => error.because(sets.sizes()),
             // The session's, or one that the closure put a key with?
             (ErrorKind::LeaseNotFound, Some(markers)) if marked => {
-                let lease = markers.session().lease_handle();
-                let transport = markers.session().client().transport();
-                match transport.lease_time_to_live(lease.id(), false).await {
-                    Ok(answer) if answer.value.ttl < 0 => Error::from(lease.gone()).because(error),
-                    _ => error,
-                }
+                Box::pin(markers.session().settler().whose_lease(error)).await
             }
             _ => error,
         }

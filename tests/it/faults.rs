@@ -217,39 +217,6 @@ async fn a_release_that_fails_is_repeated_in_the_background() {
     assert!(session.is_valid());
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_reply_of_a_grant_is_lost() {
-    let fake = FakeEtcd::start();
-    for lost in [LoseReply::Error, LoseReply::Hang] {
-        fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::lose_reply_by(lost));
-        let session = session(&fake.client()).await;
-        assert_eq!(fake.leases(), 1, "a repeated grant is the same lease");
-        let believed = session.remaining();
-        let real = fake.snapshot().lease(session.lease()).unwrap().remaining;
-        assert!(believed < real, "{believed:?} of {real:?}: counted from the first attempt");
-        session.close().await.unwrap();
-        assert_eq!(fake.leases(), 0);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lease_that_ended_before_anybody_heard_of_it_is_granted_anew() {
-    let fake = FakeEtcd::start();
-    fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::lose_reply());
-    // Asked for what was granted, once the repeated grant has found the lease.
-    let asked = fake.fault(On::rpc(Rpc::LeaseTimeToLive).once(), Do::delay(S(1)));
-    let client = fake.client();
-    let opening = tokio::spawn(async move { session(&client).await });
-    while asked.hits() == 0 {
-        tokio::time::sleep(MS(10)).await;
-    }
-    let first = fake.snapshot().leases[0].id;
-    assert!(fake.expire_lease(first));
-    let session = opening.await.unwrap();
-    assert!(session.is_valid() && session.lease() != first);
-    assert_eq!(fake.leases(), 1);
-}
-
 /// A grant that nobody answers: an error in bounded time, and no lease once the server is there again.
 #[tokio::test(start_paused = true)]
 async fn a_grant_of_unknown_fate_is_revoked() {

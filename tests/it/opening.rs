@@ -1,0 +1,163 @@
+//! How sessions come by their leases when something goes wrong, on the fake.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{self, Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Session};
+use tokio::runtime::Runtime;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+async fn open(client: &Client) -> Session {
+    Session::builder(client).ttl(S(10)).open().await.unwrap()
+}
+
+/// Two processes drew the same id, as forked workers did that shared a generator's state. The second's grant was cut off,
+/// its repetition heard that the lease exists, and took it for its own: both held the lock.
+#[tokio::test(start_paused = true)]
+async fn the_lease_of_another_process_is_never_taken_for_ones_own() {
+    let fake = FakeEtcd::start();
+    fake::seed(7);
+    let first = open(&fake.client_for("a")).await;
+    let held = Mutex::new(&first, "lock").unwrap().try_lock().await.unwrap();
+    for lost in [Do::cut(), Do::vanish()] {
+        fake::seed(7);
+        fake.fault(On::rpc(Rpc::LeaseGrant).client("b").once(), lost);
+        let second = open(&fake.client_for("b")).await;
+        assert_ne!(second.lease(), first.lease());
+        let error = Mutex::new(&second, "lock").unwrap().try_lock().await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Locked);
+        second.close().await.unwrap();
+    }
+    sleep(S(60)).await;
+    assert!(held.is_valid() && fake.leases() == 1, "the first's lease is left alone");
+}
+
+/// Of eight forked workers four were told for ever that their lease exists already: four ids were tried.
+#[tokio::test(start_paused = true)]
+async fn a_few_ids_that_are_taken_do_not_end_an_open() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    fake::seed(7);
+    let mut sessions = Vec::new();
+    for _ in 0..8 {
+        sessions.push(open(&client).await);
+    }
+    fake::seed(7);
+    sessions.push(open(&client).await);
+    assert_eq!(fake.leases(), 9);
+}
+
+/// Nothing proves that a lease is ours which exists after a grant without an answer: it is left to its TTL.
+#[tokio::test(start_paused = true)]
+async fn the_reply_of_a_grant_is_lost() {
+    let fake = FakeEtcd::start();
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::lose_reply_by(lost));
+        let session = open(&fake.client()).await;
+        assert_eq!(fake.leases(), 2, "the one in doubt, and the session's");
+        let believed = session.remaining();
+        let real = fake.snapshot().lease(session.lease()).unwrap().remaining;
+        assert!(believed < real, "{believed:?} of {real:?}: counted from its own sending");
+        sleep(S(10)).await;
+        assert_eq!(fake.leases(), 1, "the one in doubt has ended");
+        session.close().await.unwrap();
+        assert_eq!(fake.leases(), 0);
+    }
+}
+
+/// Adopting a lease that this very client keeps alive waited for as long as no keep-alive was answered: 4,700 s.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_of_a_lease_that_is_kept_already_ends_in_time() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = Session::builder(&client).ttl(S(7_200)).open().await.unwrap();
+    let silent = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    // Renewed after a third of the TTL, given up a sixth later.
+    sleep(S(4_000)).await;
+    let start = Instant::now();
+    let error = Session::builder(&client).lease(session.lease()).open().await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(start.elapsed() <= S(11), "{:?}", start.elapsed());
+    assert!(session.is_valid());
+    silent.remove();
+    let second = Session::builder(&client).lease(session.lease()).open().await.unwrap();
+    drop(session);
+    sleep(S(7_200)).await;
+    assert!(second.is_valid() && fake.leases() == 1);
+}
+
+/// Two adopted a lease at once. One was dropped before it was proven, and took the other along.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_is_dropped_does_not_fail_another() {
+    let fake = FakeEtcd::start();
+    let lease = open(&fake.client_for("before")).await.orphan();
+    let client = fake.client();
+    fake.fault(On::rpc(Rpc::LeaseKeepAlive).once(), Do::delay(S(2)));
+    let adopt = || Session::builder(&client).lease(lease).open();
+    let (first, second) = (tokio::spawn(adopt()), tokio::spawn(adopt()));
+    sleep(S(1)).await;
+    first.abort();
+    let second = second.await.unwrap().unwrap();
+    sleep(S(60)).await;
+    assert!(second.is_valid() && fake.leases() == 1);
+}
+
+/// A parent that was cancelled while a session was being opened closed it only when the server had answered.
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_parent_stops_an_open_under_way() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let lease = open(&fake.client_for("before")).await.orphan();
+    fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::lose_reply_by(LoseReply::Hang));
+    fake.fault(On::rpc(Rpc::LeaseKeepAlive).once(), Do::vanish());
+    for builder in [Session::builder(&client).ttl(S(10)), Session::builder(&client).lease(lease)] {
+        let parent = CancellationToken::new();
+        let opening = tokio::spawn(builder.parent(parent.clone()).open());
+        sleep(S(1)).await;
+        parent.cancel();
+        let opened = timeout(MS(10), opening).await.expect("at once").unwrap();
+        assert_eq!(opened.unwrap_err().lost_reason(), Some(LostReason::Closed));
+    }
+    timeout(S(60), fake.until(|fake| fake.leases() == 0)).await.expect("no lease is left");
+}
+
+/// A session over a service of one's own was opened after the client's runtime had ended. It was Ok and valid, nobody kept
+/// it alive, and it never ended: the lock that it held was another's ten seconds later.
+#[test]
+fn a_client_whose_runtime_has_ended_has_no_sessions() {
+    let fake = FakeEtcd::start();
+    let (first, other) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let client = first.block_on(async { fake.client() });
+    let (session, guard, fence) = first.block_on(async {
+        let session = open(&client).await;
+        let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+        let fence = guard.fence().clone();
+        (session, guard, fence)
+    });
+    let mut state = session.state();
+    {
+        // Whoever ends the runtime may be looking.
+        let _held = state.borrow();
+        drop(first);
+    }
+    assert!(!session.is_valid() && !fence.is_valid());
+    other.block_on(async {
+        let lost = async {
+            assert_eq!(session.lost().await, LostReason::Closed);
+            let reason = guard.run(std::future::pending::<()>()).await.unwrap_err().lost_reason();
+            assert_eq!(reason, Some(LostReason::Closed));
+            state.wait_for(|state| matches!(state, etcd_concurrency::SessionState::Lost(_))).await.unwrap();
+            let adopted = Session::builder(&client).lease(session.lease()).open().await.unwrap_err();
+            assert_eq!(adopted.lost_reason(), Some(LostReason::Closed), "{adopted}");
+            let opened = Session::open(&client).await.unwrap_err();
+            assert_eq!(opened.lost_reason(), Some(LostReason::Closed), "{opened}");
+        };
+        timeout(S(10), lost).await.expect("at once");
+        // The first's own, which there was no background to revoke in.
+        assert!(fake.leases() <= 1, "{}", fake.leases());
+    });
+}
