@@ -347,7 +347,7 @@ impl Blind {
     async fn pause(&mut self, error: &Error) {
         let passes = matches!(error.kind(), ErrorKind::Compacted { .. }) || may_pass(error.kind());
         self.lasting += u32::from(!passes);
-        let pause = if self.lasting > FEW { second_look() } else { self.backoff.next() };
+        let pause = if !passes && self.lasting > FEW { second_look() } else { self.backoff.next() };
         if !passes && self.lasting == FEW + 1 {
             tracing::warn!(%error, "a guard's key cannot be watched: that it is gone may be told late");
         } else {
