@@ -411,7 +411,7 @@ impl Drop for KeepAlive {
             return;
         }
         // Whoever ends the runtime may hold a borrow of a state, which the telling waits for.
-        let tell = move || leases.iter().for_each(|lease| lease.state.tell());
+        let tell = move || leases.iter().for_each(|lease| lease.state.tell_now());
         if let Err(error) = std::thread::Builder::new().name("leases lost".into()).spawn(tell) {
             tracing::warn!(%error, "who watches the state of a session is not told that it is lost");
         }

@@ -61,7 +61,7 @@ impl State {
     }
 
     /// Waits for those who hold a borrow.
-    fn tell_now(&self) {
+    pub(super) fn tell_now(&self) {
         let Some(watched) = self.0.watched.get() else { return };
         watched.send_if_modified(|told| {
             // Read in here, so that the last to tell tells the last.
@@ -72,7 +72,7 @@ impl State {
 
     /// True where there is somebody to tell.
     pub(super) fn is_watched(&self) -> bool {
-        self.watched.get().is_some_and(|watched| watched.receiver_count() > 0)
+        self.0.watched.get().is_some_and(|watched| watched.receiver_count() > 0)
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<SessionState> {
