@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +32,7 @@ use crate::watch::{Watch, second_look};
 /// let session = Session::open(&client).await?;
 /// let guard = Mutex::new(&session, "report")?.lock().await?;
 /// let fence = guard.fence().clone();
-/// let work = async move { fence.txn().success(Op::put("report/state", "sent")).commit().await };
+/// let work = async move { fence.txn().success(Op::put("report-state", "sent")).commit().await };
 /// guard.run(work).await??;
 /// # Ok(()) }
 /// ```
@@ -50,6 +50,8 @@ struct Inner {
     gone: Arc<AtomicBool>,
     /// Why it no longer stands, once that is known.
     fallen: Arc<SetOnce<LostReason>>,
+    /// So many slashes before the key's end ends the name of a lock; 0 where it is no lock's key.
+    below: AtomicU8,
 }
 
 impl Fence {
@@ -107,6 +109,7 @@ impl Fence {
             create_revision,
             gone: Arc::default(),
             fallen: Arc::default(),
+            below: AtomicU8::new(0),
         }))
     }
 
@@ -126,6 +129,7 @@ impl Fence {
                 create_revision,
                 gone: gone.clone(),
                 fallen: fallen.clone(),
+                below: AtomicU8::new(0),
             }))
         };
         keys.iter().map(fence).collect()
@@ -134,6 +138,21 @@ impl Fence {
     /// The keys of the guard, all of this create_revision.
     pub(crate) fn keys(&self) -> &[Bytes] {
         self.0.keys.as_deref().unwrap_or(std::slice::from_ref(&self.0.key))
+    }
+
+    /// It is a lock's, whose name ends so many slashes before the end of the key: nothing else is to be put below it.
+    pub(crate) fn is_below_name(&self, slashes: u8) {
+        self.0.below.store(slashes, Ordering::Relaxed);
+    }
+
+    /// Whether a key is below the lock's own name, and none of the guard's.
+    fn is_own_line(&self, key: &[u8]) -> bool {
+        let slashes = usize::from(self.0.below.load(Ordering::Relaxed));
+        let in_line = |own: &Bytes| {
+            let slash = own.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/').nth(slashes - 1);
+            slash.is_some_and(|(end, _)| key.starts_with(&own[..=end]))
+        };
+        slashes > 0 && self.keys().iter().any(in_line) && !self.keys().iter().any(|own| own == key)
     }
 
     /// Compares that hold only while all keys of the guard exist.
@@ -306,12 +325,18 @@ impl FencedTxn<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::Fenced`] when the guard's key is gone: nothing was applied, and the guard is lost.
-    /// [`ErrorKind::Lost`] when the session or guard is lost already: nothing was sent. For everything else
+    /// [`ErrorKind::InvalidInput`] for a put of a key below the name of the guard's own lock, `{name}/…`: Go's clients would
+    /// wait for that key as for a holder's. Nothing was sent. [`ErrorKind::Lost`] when the session or guard is lost already: nothing was sent. For everything else
     /// [`Error::outcome`] says whether it was applied; a write of unknown outcome is not repeated.
     ///
     /// # Cancel safety
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn commit(self) -> Result<TxnReply> {
+        if let Some(key) = self.txn.puts_any(&|key| self.fence.is_own_line(key)) {
+            let why =
+                format!("{key:?} is below the name of the lock, where those who wait for it have their keys");
+            return Err(Error::invalid("key", why));
+        }
         // Saves the server the trouble, and whoever wakes late the wait for its answer.
         self.fence.check()?;
         let fenced = |txn: Txn| self.fence.stands_whole().fold(txn, Txn::compare);

@@ -36,7 +36,6 @@ pub(crate) fn unique_key(prefix: &[u8], lease: i64) -> Bytes {
 
 /// Whether a key may be that of a contender on a name, by its shape: Go's and ours have an [owner's key](owner_key), locks
 /// on several names a [drawn one](unique_key). Keys that users put below a name have other shapes, and do not count.
-#[allow(dead_code, reason = "elections and lines tell contenders by it")]
 pub(crate) fn is_contender(prefix: &[u8], key: &[u8]) -> bool {
     key.strip_prefix(prefix).is_some_and(|own| is_lease(own) || is_drawn(own))
 }

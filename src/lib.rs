@@ -16,7 +16,7 @@
 //! // let client = Client::connect("http://127.0.0.1:2379").await?;
 //! let session = Session::builder(&client).ttl(Duration::from_secs(10)).open().await?;
 //! let guard = Mutex::new(&session, "jobs/nightly")?.lock().await?;
-//! guard.txn().success(Op::put("jobs/nightly/owner", "worker-7")).commit().await?;
+//! guard.txn().success(Op::put("jobs/nightly-owner", "worker-7")).commit().await?;
 //! guard.unlock().await?;
 //! session.close().await?;
 //! # Ok(()) }

@@ -15,6 +15,12 @@ use crate::waitlist::Waitlist;
 /// each other on one name. Any number of tasks may lock one name through one session: they queue in the process, and
 /// only the first of them goes to the server.
 ///
+/// **Keys below a name.** Contenders are told by the shape of their keys: that above, and for a
+/// [`MultiLock`](crate::MultiLock) a dash and 16 random hex digits behind it. Any other key below the name, such as
+/// `jobs/nightly/owner`, is passed over, at one RPC more where it is the youngest; it is logged once for each name, since
+/// Go's clients and `etcdctl` wait for any key that is there. So put what belongs to a lock beside its name:
+/// `jobs/nightly-owner`.
+///
 /// # What a lock can promise
 /// A lease alone cannot exclude: a holder that was paused for longer than its TTL does not know, for a moment, that
 /// another one holds the lock. So write to etcd through [`Fence::txn`], which the server refuses once the guard's
@@ -54,7 +60,8 @@ impl Mutex {
     /// Waits for the lock, and takes it. Use [`tokio::time::timeout`] for a limit.
     ///
     /// Uncontended: one RPC. Waiting makes none, except for a look at the predecessor's key every one to two minutes;
-    /// when the turn comes, none for the direct successor of the holder, one for others.
+    /// when the turn comes, none for the direct successor of the holder, one for others. Where the youngest keys below the
+    /// name are no contenders', each read is two.
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or the waiting key was deleted by
@@ -67,8 +74,8 @@ impl Mutex {
         Ok(MutexGuard { owned: self.list.enter(Bytes::new()).await?.handed_out() })
     }
 
-    /// Takes the lock if nobody holds it or waits for it: one RPC, and none where a task of this process has it. Leaves
-    /// nothing behind when it fails.
+    /// Takes the lock if nobody holds it or waits for it: one RPC, and none where a task of this process has it; a few where
+    /// there are other keys below the name. Leaves nothing behind when it fails.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`](crate::ErrorKind::Locked) where somebody does; else as [`lock`](Self::lock).

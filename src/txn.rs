@@ -67,6 +67,26 @@ impl Txn {
         !named.is_empty() && named.iter().all(|named| *named == lease)
     }
 
+    /// A key that it may put for which this holds.
+    pub(crate) fn puts_any(&self, is: &impl Fn(&[u8]) -> bool) -> Option<&Bytes> {
+        fn any<'a>(ops: impl Iterator<Item = &'a Request>, is: &impl Fn(&[u8]) -> bool) -> Option<&'a Bytes> {
+            ops.into_iter().find_map(|op| match op {
+                Request::RequestPut(put) => is(&put.key).then_some(&put.key),
+                Request::RequestTxn(txn) => {
+                    let inner = txn.success.iter().chain(&txn.failure);
+                    // Boxed, since one may stand in another without end.
+                    let inner: Box<dyn Iterator<Item = &Request>> =
+                        Box::new(inner.filter_map(|op| op.request.as_ref()));
+                    any(inner, is)
+                }
+                Request::RequestRange(_) | Request::RequestDeleteRange(_) => None,
+            })
+        }
+        let all: Box<dyn Iterator<Item = &Request>> =
+            Box::new(self.success.iter().chain(&self.failure).map(|Op(op)| op));
+        any(all, is)
+    }
+
     /// True if the failure operations can never be reached.
     pub(crate) fn is_unconditional(&self) -> bool {
         self.compare.is_empty()

@@ -19,6 +19,9 @@ use crate::waitlist::{Line, checked, enter, try_enter};
 /// every queue: nobody waits in a circle, whatever the order in which the names are given. While it waits for some of
 /// the names, it keeps its place in the queues of the others.
 ///
+/// A name below another one, `a/b` and `a`, is another lock here; beside Go's clients, which wait for any key below a name,
+/// use names that are not below each other.
+///
 /// Each name is the same lock as a [`Mutex`](crate::Mutex) of that name (Go's too): they exclude each other. Whoever
 /// holds one lock and then asks for another can still wait in a circle with others who do: ask for all at once.
 ///
@@ -95,8 +98,7 @@ impl MultiLock {
     /// # Cancel safety
     /// As [`lock`](Self::lock).
     pub async fn try_lock(&self) -> Result<MultiLockGuard> {
-        let (plan, lines) = self.ask();
-        Ok(MultiLockGuard { owned: try_enter(plan, &lines).await?.handed_out() })
+        Ok(MultiLockGuard { owned: try_enter(|| Ok(self.ask())).await?.handed_out() })
     }
 
     fn ask(&self) -> (Plan, Vec<Line>) {

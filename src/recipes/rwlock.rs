@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::below;
 use crate::error::{LostReason, Result};
-use crate::key::unique_key;
+use crate::key::{is_drawn, unique_key};
 use crate::owned::{Owned, Plan, guard};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -20,7 +20,8 @@ use crate::waitlist::{Line, enter, try_enter};
 ///
 /// The key layout is that of Go's experimental recipe (`{name}/read/…`, `{name}/write/…`), so its `RWMutex` and this one
 /// exclude each other on one name; but not where writers [downgrade](RwLockWriteGuard::downgrade), which Go's knows
-/// nothing of. Go's names its keys by the clock; ours by the session's lease and a random number.
+/// nothing of. Go's names its keys by the clock; ours by the session's lease and a random number. Keys of other shapes do
+/// not count here; Go's writers wait for any key below the name.
 ///
 /// As for any lock, a holder that was paused may not know that it holds no more: write behind the guard's
 /// [fence](crate::Fence::txn), see [`Mutex`](crate::Mutex#what-a-lock-can-promise). Tokens order writers with all whom
@@ -69,7 +70,7 @@ impl RwLock {
     /// Waits until no writer that asked before holds the lock or waits for it, and shares the lock.
     ///
     /// Uncontended: one RPC. Waiting makes none, except for a look at the predecessor's key every one to two minutes;
-    /// when the turn comes, none where one writer alone was waited for, else one.
+    /// when the turn comes, none where one writer alone was waited for, which has left; else one.
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or the waiting key was deleted by
@@ -106,8 +107,8 @@ impl RwLock {
     /// # Cancel safety
     /// As [`read`](Self::read).
     pub async fn try_read(&self) -> Result<RwLockReadGuard> {
-        let (plan, line) = self.reader();
-        Ok(RwLockReadGuard { owned: try_enter(plan, &[line]).await?.handed_out() })
+        let ask = || Ok(self.reader()).map(|(plan, line)| (plan, vec![line]));
+        Ok(RwLockReadGuard { owned: try_enter(ask).await?.handed_out() })
     }
 
     /// Takes the lock if nobody holds it or waits for it: one RPC. Leaves nothing behind when it fails.
@@ -118,19 +119,19 @@ impl RwLock {
     /// # Cancel safety
     /// As [`read`](Self::read).
     pub async fn try_write(&self) -> Result<RwLockWriteGuard> {
-        let (plan, line) = self.writer();
-        Ok(RwLockWriteGuard { owned: try_enter(plan, &[line]).await?.handed_out() })
+        let ask = || Ok(self.writer()).map(|(plan, line)| (plan, vec![line]));
+        Ok(RwLockWriteGuard { owned: try_enter(ask).await?.handed_out() })
     }
 
     fn reader(&self) -> (Plan, Line) {
         let key = unique_key(&self.readers, self.session.lease());
-        let line = Line::behind(&self.writers, &key).past(SHARED);
+        let line = Line::behind(&self.writers, &key).past(SHARED).of(is_asked, 2);
         (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 
     fn writer(&self) -> (Plan, Line) {
         let key = unique_key(&self.writers, self.session.lease());
-        let line = Line::behind(&self.all, &key);
+        let line = Line::behind(&self.all, &key).of(is_reader_or_writer, 2);
         (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 }
@@ -161,7 +162,7 @@ pub struct RwLockReadGuard {
 /// # let client = FakeEtcd::start().client();
 /// # let session = Session::open(&client).await?;
 /// let guard = RwLock::new(&session, "schema")?.write().await?;
-/// guard.txn().success(Op::put("schema/version", "7")).commit().await?;
+/// guard.txn().success(Op::put("schema-version", "7")).commit().await?;
 /// guard.unlock().await?;
 /// # Ok(()) }
 /// ```
@@ -200,5 +201,34 @@ impl RwLockWriteGuard {
 guard!(RwLockReadGuard, unlock);
 guard!(RwLockWriteGuard, unlock);
 
+/// Whether a key behind this prefix is a reader's or writer's, by its shape: ours are drawn, Go's are numbers.
+fn is_asked(prefix: &[u8], key: &[u8]) -> bool {
+    key.strip_prefix(prefix)
+        .is_some_and(|own| is_drawn(own) || matches!(own.len(), 1..=20) && own.iter().all(u8::is_ascii_digit))
+}
+
+fn is_reader_or_writer(all: &[u8], key: &[u8]) -> bool {
+    let own = key.strip_prefix(all).unwrap_or_default();
+    is_asked(b"read/", own) || is_asked(b"write/", own)
+}
+
 /// The value of a writer's key once readers may pass it.
 const SHARED: &[u8] = b"shared";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gos_readers_and_writers_count_and_users_keys_do_not() {
+        for own in
+            ["read/5-0123456789abcdef", "write/5-0123456789abcdef", "read/1732817281000000000", "write/1"]
+        {
+            assert!(is_reader_or_writer(b"l/", format!("l/{own}").as_bytes()), "{own}");
+        }
+        for own in ["read/", "write/owner", "owner", "5-0123456789abcdef", "1732817281000000000", "a/write/1"]
+        {
+            assert!(!is_reader_or_writer(b"l/", format!("l/{own}").as_bytes()), "{own}");
+        }
+    }
+}

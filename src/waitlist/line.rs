@@ -1,34 +1,42 @@
-//! A line: whom a key of ours stands behind, and the wait for one's turn in it.
+//! A line: whom a key of ours stands behind.
 
 use std::future::Future;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::key::unshared;
+use super::foreign;
+use crate::error::Result;
+use crate::key::{is_contender, unshared};
 use crate::owned::Owned;
 use crate::pb::etcdserverpb as pb;
-use crate::pb::mvccpb::{KeyValue, event::EventType};
+use crate::pb::mvccpb::KeyValue;
+use crate::session::Session;
 use crate::txn::{Compare, Op, Txn, TxnReply, by_youth, unexpected};
-use crate::watch::{Events, Watch, second_look};
 
 /// From so many keys in a line on it is read no more often than needed.
 const MANY: i64 = 64;
+/// The youngest two: the one before us, and whether it is the only one.
+const TWO: i64 = 2;
+/// More are read where the youngest are no contenders', and all in the end.
+const LIMITS: [i64; 3] = [TWO, 1000, 0];
 
 /// A line.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
-    /// The keys under this prefix that are older than ours come before us.
+    /// The contenders' keys under this prefix that are older than ours come before us.
     ahead: Bytes,
     key: Bytes,
     /// A key with this value lets us pass.
     open: Option<&'static [u8]>,
+    /// Whether a key under a prefix is a contender's, by its shape.
+    contends: fn(&[u8], &[u8]) -> bool,
+    /// So many slashes before the end of our key ends the lock's name.
+    slashes: u8,
 }
 
 /// Reads who stands before a place.
 pub(crate) trait Look {
-    /// One RPC. An error where the place no longer is one.
+    /// One RPC, or a few where the youngest keys are no contenders'. An error where the place no longer is one.
     fn look(&self, place: &mut Owned) -> impl Future<Output = Result<Standing>> + Send;
 
     /// One's turn may come while the predecessor stays: whoever looks for itself then must look at more than that.
@@ -46,14 +54,16 @@ pub(crate) enum Standing {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Predecessor {
-    key: Bytes,
-    create_revision: i64,
+    pub(super) key: Bytes,
+    pub(super) create_revision: i64,
     /// Nobody was before it.
-    is_first: bool,
+    pub(super) is_first: bool,
+    /// Between its key and ours so much happens that both are not watched as one range.
+    pub(super) is_noisy: bool,
     /// So many are in the line that it is not to be read again without need: the server reads all of it each time.
-    among_many: bool,
+    pub(super) among_many: bool,
     /// The revision at which this was read.
-    seen_at: i64,
+    pub(super) seen_at: i64,
 }
 
 impl Predecessor {
@@ -63,6 +73,7 @@ impl Predecessor {
             key: unshared(&kv.key),
             create_revision: kv.create_revision,
             is_first: false,
+            is_noisy: false,
             among_many: false,
             seen_at,
         }
@@ -70,9 +81,9 @@ impl Predecessor {
 }
 
 impl Line {
-    /// Behind all older keys of a prefix, which may be our key's own.
+    /// Behind all older contenders' keys of a prefix, which may be our key's own.
     pub(crate) fn behind(ahead: &Bytes, key: &Bytes) -> Self {
-        Self { ahead: ahead.clone(), key: key.clone(), open: None }
+        Self { ahead: ahead.clone(), key: key.clone(), open: None, contends: is_contender, slashes: 1 }
     }
 
     /// Past those whose value is this one; only the oldest of all keys may ever get it.
@@ -80,247 +91,240 @@ impl Line {
         Self { open: Some(open), ..self }
     }
 
-    /// Nobody is in the line.
-    pub(super) fn is_empty(&self) -> Compare {
-        Compare::none_with_prefix(self.ahead.clone())
+    /// Where contenders' keys have another shape than a mutex's, and the name ends so many slashes before the end of ours.
+    pub(crate) fn of(self, contends: fn(&[u8], &[u8]) -> bool, slashes: u8) -> Self {
+        Self { contends, slashes, ..self }
     }
 
-    /// The youngest two of the line, or of those up to a create_revision.
-    pub(super) fn last_two(&self, max_create_revision: i64) -> Op {
-        let keys_only = self.open.is_none();
-        pb::RangeRequest { keys_only, ..by_youth(&self.ahead, 2, max_create_revision) }.into()
+    /// Nothing else is to be put below the name of the lock of which a place in this line is.
+    pub(super) fn keep_clear(&self, place: &Owned) {
+        place.fences().iter().for_each(|fence| fence.is_below_name(self.slashes));
     }
 
-    pub(super) fn own(&self) -> Op {
-        look_at(&self.key)
+    pub(super) fn key(&self) -> &Bytes {
+        &self.key
     }
 
-    pub(super) fn is_own(&self, kv: &KeyValue, create_revision: i64) -> bool {
-        kv.key == self.key && kv.create_revision == create_revision
+    pub(super) fn opens(&self) -> bool {
+        self.open.is_some()
     }
 
-    /// Who stands before us, by the youngest two as they were when our key was put.
-    pub(super) fn standing(&self, put: &TxnReply, last_two: usize) -> Result<Standing> {
-        let (last_two, revision) = (put.range(last_two)?, put.header.revision);
-        let before = match &last_two.kvs[..] {
-            [own, before @ ..] if self.is_own(own, revision) => before,
-            _ if self.key.starts_with(&self.ahead) => {
-                return Err(unexpected("our key is not the last of the queue"));
-            }
-            before => before,
-        };
-        let others = last_two.count - i64::from(before.len() < last_two.kvs.len());
-        Ok(self.behind_first(before, others == 1, last_two.count, revision))
+    /// No contender is in the line, where up to this revision none was.
+    pub(super) fn is_vacant(&self, since: Option<i64>) -> Compare {
+        match since {
+            None => Compare::none_with_prefix(self.ahead.clone()),
+            Some(revision) => Compare::create_revision(self.ahead.clone())
+                .less_than(revision.saturating_add(1))
+                .with_prefix(),
+        }
     }
 
-    /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.
-    pub(crate) async fn wait_for(
+    /// The revision at which no contender was in the line, if none was, by a transaction that read the youngest two.
+    pub(super) async fn vacant(
         &self,
-        order: &impl Look,
-        place: &mut Owned,
-        predecessor: Predecessor,
-    ) -> Result<Standing> {
-        let session = place.session().clone();
-        // Boxed, since most who ask for a turn need not wait.
-        session.unless_lost(Box::pin(self.watch(order, place, predecessor))).await
+        session: &Session,
+        reply: &TxnReply,
+        last_two: usize,
+    ) -> Result<Option<i64>> {
+        if let Some(vacant) = self.no_contender(reply.range(last_two)?) {
+            return Ok(vacant.then_some(reply.header.revision));
+        }
+        for &limit in &LIMITS[1..] {
+            let reply = session.read(Txn::new().success(self.youngest(limit, 0))).await?;
+            if let Some(vacant) = self.no_contender(reply.range(0)?) {
+                return Ok(vacant.then_some(reply.header.revision));
+            }
+        }
+        Err(endless())
     }
 
-    async fn watch<L: Look>(
+    /// The youngest two of the line.
+    pub(super) fn last_two(&self) -> Op {
+        self.youngest(TWO, 0)
+    }
+
+    /// Who stands before us, by the youngest two as they were when our key was put. None where that does not tell.
+    pub(super) fn standing(&self, put: &TxnReply, last_two: usize) -> Result<Option<Standing>> {
+        let (line, revision) = (put.range(last_two)?, put.header.revision);
+        // Those of this revision are ours: in a name's line may be our keys of the names below it, too.
+        let ours = line.kvs.iter().take_while(|kv| kv.create_revision == revision).count();
+        if ours == 0 && self.key.starts_with(&self.ahead) {
+            return Err(unexpected("our key is not the last of the queue"));
+        }
+        Ok(self.behind_first(&line.kvs[ours..], line, revision))
+    }
+
+    /// Who stands before our key of this create_revision, and the header of the answer that tells. None where it does not
+    /// stand.
+    pub(super) async fn before(
         &self,
-        order: &L,
-        place: &mut Owned,
-        mut predecessor: Predecessor,
-    ) -> Result<Standing> {
-        let mut both = Watch::key(predecessor.key.clone()).and_key(self.key.clone());
-        if self.open.is_none() {
-            both = both.no_put();
-        }
-        let mut watcher = place.session().client().watch(both);
-        let since = match watcher.created().await {
-            Ok(since) => since,
-            Err(error) => return look_after(order, place, error).await,
-        };
-        if since > predecessor.seen_at {
-            // In a short line it is worth knowing whether the predecessor has become the first.
-            let stands =
-                predecessor.among_many && !L::PAST_PREDECESSOR && stands(place, &predecessor).await?;
-            if !stands {
-                match Box::pin(still_behind(order, place, &predecessor)).await? {
-                    Ok(seen) => predecessor.is_first = seen.is_first,
-                    Err(other) => return Ok(other),
-                }
-            }
-        }
-        let mut again = Instant::now() + second_look();
-        loop {
-            let events = tokio::select! {
-                biased;
-                events = watcher.next() => events,
-                () = tokio::time::sleep_until(again) => {
-                    // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
-                    again = Instant::now() + second_look();
-                    if !L::PAST_PREDECESSOR && stands(place, &predecessor).await? {
-                        continue;
-                    }
-                    match Box::pin(still_behind(order, place, &predecessor)).await? {
-                        Ok(_) => continue,
-                        Err(other) => return Ok(other),
-                    }
-                }
-            };
-            let events = match events {
-                Ok(events) => events,
-                Err(error) => return look_after(order, place, error).await,
-            };
-            if deletes(&events, &self.key, place.fence().token()) {
-                return Err(place.fence().why().await.into());
-            }
-            if deletes(&events, &predecessor.key, predecessor.create_revision)
-                || self.opens(&events, &predecessor)
-            {
-                if !predecessor.is_first {
-                    return order.look(place).await;
-                }
-                place.proven_at(events.revision);
-                return Ok(Standing::First);
-            }
-        }
+        session: &Session,
+        own: i64,
+    ) -> Result<Option<(Standing, pb::ResponseHeader)>> {
+        self.before_by(&LIMITS, session, own).await
     }
 
-    /// The standing behind the first of these, who are in the order of the youngest first.
-    fn behind_first(&self, before: &[KeyValue], is_first: bool, keys: i64, seen_at: i64) -> Standing {
-        match before.first() {
-            None => Standing::First,
-            Some(first) if self.lets_pass(first) => Standing::First,
-            Some(first) => Standing::Behind(Predecessor {
-                key: unshared(&first.key),
-                create_revision: first.create_revision,
-                is_first,
-                // Where a predecessor may let us pass, it is not enough that it stands.
-                among_many: self.open.is_none() && keys > MANY,
-                seen_at,
-            }),
-        }
+    /// Looks again, where the youngest two do not tell.
+    pub(super) async fn look_further(&self, place: &mut Owned) -> Result<Standing> {
+        let before = self.before_by(&LIMITS[1..], place.session(), place.fence().token()).await?;
+        seen(place, before).await
     }
 
-    fn lets_pass(&self, kv: &KeyValue) -> bool {
+    async fn before_by(
+        &self,
+        limits: &[i64],
+        session: &Session,
+        own: i64,
+    ) -> Result<Option<(Standing, pb::ResponseHeader)>> {
+        for &limit in limits {
+            let txn =
+                Txn::new().success(self.youngest(limit, own.saturating_sub(1))).success(look_at(&self.key));
+            let reply = session.read(txn).await?;
+            let is_own = |kv: &KeyValue| kv.key == self.key && kv.create_revision == own;
+            if !reply.found(1)?.first().is_some_and(is_own) {
+                return Ok(None);
+            }
+            let line = reply.range(0)?;
+            if let Some(young) = line.kvs.iter().find(|kv| kv.create_revision >= own) {
+                return Err(unexpected(format!("{:?} is not older than us", young.key)));
+            }
+            if let Some(standing) = self.behind_first(&line.kvs, line, reply.header.revision) {
+                return Ok(Some((standing, reply.header)));
+            }
+        }
+        Err(endless())
+    }
+
+    pub(super) fn lets_pass(&self, kv: &KeyValue) -> bool {
         self.open.is_some_and(|open| kv.value == open)
     }
 
-    /// True where the predecessor now lets us pass.
-    fn opens(&self, events: &Events, predecessor: &Predecessor) -> bool {
-        events.events.iter().any(|event| {
-            event.r#type() == EventType::Put
-                && event.kv.as_ref().is_some_and(|kv| {
-                    kv.key == predecessor.key
-                        && kv.create_revision == predecessor.create_revision
-                        && self.lets_pass(kv)
-                })
-        })
+    /// The standing behind the first contender of these, who are the youngest of a line. None where there is none among
+    /// them and there are older ones.
+    fn behind_first(&self, before: &[KeyValue], line: &pb::RangeResponse, seen_at: i64) -> Option<Standing> {
+        let mut contenders = before.iter().filter(|kv| self.counts(kv));
+        let Some(first) = contenders.next() else { return (!line.more).then_some(Standing::First) };
+        if self.lets_pass(first) {
+            return Some(Standing::First);
+        }
+        Some(Standing::Behind(Predecessor {
+            key: unshared(&first.key),
+            create_revision: first.create_revision,
+            is_first: !line.more && contenders.next().is_none(),
+            is_noisy: false,
+            // Where a predecessor may let us pass, it is not enough that it stands.
+            among_many: self.open.is_none() && line.count > MANY,
+            seen_at,
+        }))
+    }
+
+    /// Whether there is none in the line of which these are the youngest. None where that does not tell.
+    fn no_contender(&self, line: &pb::RangeResponse) -> Option<bool> {
+        match line.kvs.iter().any(|kv| self.counts(kv)) {
+            true => Some(false),
+            false => (!line.more).then_some(true),
+        }
+    }
+
+    fn counts(&self, kv: &KeyValue) -> bool {
+        let counts = (self.contends)(&self.ahead, &kv.key);
+        if !counts {
+            foreign::tell(&self.ahead, &kv.key);
+        }
+        counts
+    }
+
+    /// The youngest keys of the line, or of those up to a create_revision.
+    fn youngest(&self, limit: i64, max_create_revision: i64) -> Op {
+        let keys_only = self.open.is_none();
+        pb::RangeRequest { keys_only, ..by_youth(&self.ahead, limit, max_create_revision) }.into()
     }
 }
 
 impl Look for Line {
     async fn look(&self, place: &mut Owned) -> Result<Standing> {
-        let own = place.fence().token();
-        let txn = Txn::new().success(self.last_two(own - 1)).success(self.own());
-        let reply = place.session().read(txn).await?;
-        let stands = reply.found(1)?.first().is_some_and(|kv| self.is_own(kv, own));
-        if !stands {
-            return Err(place.fence().why().await.into());
-        }
-        place.proven_at(reply.header.revision);
-        let line = reply.range(0)?;
-        let before = &line.kvs[..];
-        match before.first() {
-            Some(first) if first.create_revision >= own => {
-                Err(unexpected(format!("{:?} is not older than us", first.key)))
-            }
-            _ => Ok(self.behind_first(before, before.len() == 1, line.count, reply.header.revision)),
-        }
+        let before = self.before(place.session(), place.fence().token()).await?;
+        seen(place, before).await
     }
 }
 
-/// After a watch that ended: compaction loses events, so the queue is read instead. Anything else ends the wait.
-async fn look_after(order: &impl Look, place: &mut Owned, error: Error) -> Result<Standing> {
-    match error.kind() {
-        ErrorKind::Compacted { .. } => order.look(place).await,
-        _ => Err(error),
-    }
-}
-
-/// Looks whether a place is still behind the predecessor that it watches; if not, that is how it stands.
-///
-/// Of several keys of one create_revision we go on with the one that is watched, unless somebody deleted that alone.
-async fn still_behind(
-    order: &impl Look,
-    place: &mut Owned,
-    watched: &Predecessor,
-) -> Result<std::result::Result<Predecessor, Standing>> {
-    match order.look(place).await? {
-        Standing::Behind(seen) if seen.create_revision == watched.create_revision => {
-            match seen.key == watched.key || stands(place, watched).await? {
-                true => Ok(Ok(seen)),
-                false => Ok(Err(Standing::Behind(seen))),
-            }
+/// An error where the place no longer is one.
+async fn seen(place: &mut Owned, before: Option<(Standing, pb::ResponseHeader)>) -> Result<Standing> {
+    match before {
+        Some((standing, header)) => {
+            place.proven_at(header.revision);
+            Ok(standing)
         }
-        other => Ok(Err(other)),
-    }
-}
-
-/// True while the predecessor's key, of its create_revision, is there. An error where our own is not.
-async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
-    let own = place.fence();
-    let txn = Txn::new().success(look_at(&predecessor.key)).success(look_at(own.key()));
-    let reply = place.session().read(txn).await?;
-    let is_there = |index: usize, created: i64| {
-        reply.found(index).map(|kvs| kvs.first().is_some_and(|kv| kv.create_revision == created))
-    };
-    match is_there(1, own.token())? {
-        true => is_there(0, predecessor.create_revision),
-        false => Err(own.why().await.into()),
+        None => Err(place.fence().why().await.into()),
     }
 }
 
 /// Reads of one key whether it is there, and since when.
-fn look_at(key: &Bytes) -> Op {
+pub(super) fn look_at(key: &Bytes) -> Op {
     pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() }.into()
 }
 
-fn deletes(events: &Events, key: &Bytes, create_revision: i64) -> bool {
-    // A watch that starts at "now" on a member that lags behind can tell of an earlier incarnation's end.
-    events.events.iter().any(|event| {
-        event.r#type() == EventType::Delete
-            && event.kv.as_ref().is_some_and(|kv| kv.key == *key && kv.mod_revision > create_revision)
-    })
+fn endless() -> crate::error::Error {
+    unexpected("a read without a limit left keys out")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn line() -> Line {
+        Line::behind(&Bytes::from_static(b"lock/"), &Bytes::from_static(b"lock/b"))
+    }
+
+    fn kv(key: &'static str, create_revision: i64) -> KeyValue {
+        KeyValue { key: key.into(), create_revision, ..Default::default() }
+    }
+
+    fn range(kvs: &[KeyValue], count: i64) -> pb::RangeResponse {
+        let more = kvs.len() < usize::try_from(count).unwrap();
+        pb::RangeResponse { kvs: kvs.to_vec(), count, more, header: None }
+    }
+
+    fn before(line: &Line, kvs: &[KeyValue], count: i64) -> Option<Standing> {
+        line.behind_first(kvs, &range(kvs, count), 9)
+    }
+
     /// A predecessor that let readers pass before their watch had begun was found to stand, and they waited for its end.
     #[test]
     fn a_line_that_lets_pass_is_read_again_however_long_it_is() {
-        let prefix = Bytes::from_static(b"lock/");
-        let line = Line::behind(&prefix, &Bytes::from_static(b"lock/b"));
-        let ahead = [KeyValue { key: "lock/a".into(), create_revision: 2, ..Default::default() }];
-        let among_many = |line: &Line, keys| match line.behind_first(&ahead, true, keys, 3) {
-            Standing::Behind(predecessor) => predecessor.among_many,
-            Standing::First => panic!("somebody is ahead"),
+        let among_many = |line: &Line, keys| match before(line, &[kv("lock/a", 2)], keys) {
+            Some(Standing::Behind(predecessor)) => predecessor.among_many,
+            other => panic!("somebody is ahead: {other:?}"),
         };
-        assert!(among_many(&line, MANY + 1) && !among_many(&line, MANY));
-        assert!(!among_many(&line.past(b"open"), MANY + 1));
+        assert!(among_many(&line(), MANY + 1) && !among_many(&line(), MANY));
+        assert!(!among_many(&line().past(b"open"), MANY + 1));
     }
 
     /// 8 of a waiter's 13.8 KB were the buffer of the reply that its predecessor's key is from.
     #[test]
     fn a_predecessor_keeps_no_reply_in_memory() {
         let reply = Bytes::from(b"lock/a".to_vec());
-        let line = Line::behind(&Bytes::from_static(b"lock/"), &Bytes::from_static(b"lock/b"));
         let ahead = [KeyValue { key: reply.slice(..), create_revision: 2, ..Default::default() }];
-        let (waits, asks) = (line.behind_first(&ahead, true, 2, 3), Predecessor::one_of_many(&ahead[0], 3));
+        let (waits, asks) = (before(&line(), &ahead, 1), Predecessor::one_of_many(&ahead[0], 3));
         drop(ahead);
         assert!(reply.is_unique(), "{waits:?}, {asks:?}");
+    }
+
+    #[test]
+    fn keys_that_are_no_contenders_are_passed_over() {
+        let (owner, below) = (kv("lock/owner", 7), kv("lock/x/5", 6));
+        let behind = |standing: Option<Standing>| match standing {
+            Some(Standing::Behind(predecessor)) => (predecessor.key, predecessor.is_first),
+            other => panic!("behind nobody: {other:?}"),
+        };
+        let both = [owner.clone(), below];
+        assert_eq!(before(&line(), &both, 2), Some(Standing::First));
+        assert_eq!(before(&line(), &both, 3), None, "an older one may be a contender's");
+        let contender = [owner, kv("lock/5", 5)];
+        assert_eq!(behind(before(&line(), &contender, 2)), ("lock/5".into(), true));
+        assert_eq!(behind(before(&line(), &contender, 3)), ("lock/5".into(), false));
+        assert_eq!(line().no_contender(&range(&both, 2)), Some(true));
+        assert_eq!(line().no_contender(&range(&both, 3)), None);
+        assert_eq!(line().no_contender(&range(&contender, 3)), Some(false));
     }
 }

@@ -8,11 +8,17 @@
 //! it is above what was read, the queue is read again, and from there the watch tells everything.
 //!
 //! **Why the turn is one's own.** When the predecessor was the only one before us, its deletion is the proof: nobody
-//! can join with an older create_revision. Otherwise one read confirms that nobody older is left and that our key, of
-//! our create_revision, stands. Keys are told apart by create_revision, never by existence: a session uses its key
-//! again.
+//! can join with an older create_revision, and the [watch](wait) that tells of it tells of our own key's end, too, in the
+//! order of the revisions. Otherwise one read confirms that nobody older is left and that our key, of our
+//! create_revision, stands. Keys are told apart by create_revision, never by existence: a session uses its key again.
+//!
+//! **Who counts.** Keys of contenders have a shape of their own; what else is put below a name is passed over. The
+//! youngest two keys of a line, which are read anyway, tell mostly who is before us. Only where they are no contenders'
+//! is more of it read.
 
+mod foreign;
 mod line;
+mod wait;
 
 use std::future::Future;
 
@@ -25,7 +31,7 @@ use crate::owned::{Owned, Plan};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, unexpected};
+use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
 pub(crate) use line::{Line, Look, Predecessor, Standing};
 
 /// A queue of sessions on one name. Tasks of one process that share a session share its key, and queue here.
@@ -64,21 +70,24 @@ impl Waitlist {
         enter(self.plan(self.local_turn().await?, value), &[self.line()]).await
     }
 
-    /// Takes the first place if nobody is there: one RPC, that leaves nothing behind otherwise.
+    /// Takes the first place if no contender is there: one RPC, that leaves nothing behind otherwise.
     pub(crate) async fn try_enter(&self, value: Bytes) -> Result<Owned> {
-        try_enter(self.plan(self.try_local_turn()?, value), &[self.line()]).await
+        try_enter(|| Ok((self.plan(self.try_local_turn()?, value.clone()), vec![self.line()]))).await
     }
 
     /// The first place, if our key of this create_revision has it: one RPC, that only reads.
     pub(crate) async fn come_back(&self, create_revision: i64) -> Result<Option<Owned>> {
-        let (line, turn) = (self.line(), self.try_local_turn()?);
-        let txn = Txn::new().success(line.last_two(create_revision)).success(line.own());
-        let reply = self.session.read(txn).await?;
-        let stands = reply.found(1)?.first().is_some_and(|kv| line.is_own(kv, create_revision));
-        let first = reply.found(0)?.len() == 1;
+        let turn = self.try_local_turn()?;
+        let before = self.line().before(&self.session, create_revision).await?;
         self.session.check()?;
-        let place = || self.plan(turn, Bytes::new()).put_before(create_revision, reply.header);
-        Ok((stands && first).then(place))
+        Ok(match before {
+            Some((Standing::First, header)) => {
+                let place = self.plan(turn, Bytes::new()).put_before(create_revision, header);
+                self.line().keep_clear(&place);
+                Some(place)
+            }
+            Some((Standing::Behind(_), _)) | None => None,
+        })
     }
 
     fn line(&self) -> Line {
@@ -112,7 +121,9 @@ pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<O
         // Boxed: it takes most memory, and whoever waits is past it.
         let joined = Box::pin(join(plan, lines)).await?;
         drop(turn);
-        let (mut place, standings) = joined.ok_or_else(|| unexpected("a join put no key and found none"))?;
+        let Joined::There(mut place, standings) = joined else {
+            return Err(unexpected("a join put no key and found none"));
+        };
         let mut waited = false;
         for (line, mut standing) in lines.iter().zip(standings) {
             while let Standing::Behind(predecessor) = standing {
@@ -130,32 +141,61 @@ pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<O
     }
 }
 
-/// Takes the first place in lines that are all empty: one RPC, that leaves nothing behind otherwise.
-pub(crate) async fn try_enter(plan: Plan, lines: &[Line]) -> Result<Owned> {
-    let plan = lines.iter().map(Line::is_empty).fold(plan, Plan::only_if);
-    match join(plan, lines).await? {
-        Some((place, standings)) if standings.iter().all(|standing| *standing == Standing::First) => {
-            place.check()?;
-            Ok(place)
+/// Takes the first place in lines in which no contender is: one RPC, that leaves nothing behind otherwise. Where there are
+/// keys of others than contenders, it takes a few.
+pub(crate) async fn try_enter(ask: impl Fn() -> Result<(Plan, Vec<Line>)>) -> Result<Owned> {
+    // The revision at which each line was seen without a contender.
+    let mut vacant = Vec::new();
+    for _ in 0..MOST_TRIES {
+        let (plan, lines) = ask()?;
+        let session = plan.session().clone();
+        let since = |index| vacant.get(index).copied();
+        let conditions = lines.iter().enumerate().map(|(index, line)| line.is_vacant(since(index)));
+        let plan = conditions.fold(plan, Plan::only_if);
+        let reply = match Box::pin(join(plan, &lines)).await? {
+            Joined::There(place, standings) => {
+                // A key of ours behind others is left of an earlier attempt: it goes as the place is dropped.
+                let first = standings.iter().all(|standing| *standing == Standing::First);
+                place.check()?;
+                return first.then_some(place).ok_or_else(locked);
+            }
+            Joined::Refused(reply) => reply,
+        };
+        vacant.clear();
+        for (index, line) in lines.iter().enumerate() {
+            let looking = Box::pin(line.vacant(&session, &reply, index));
+            vacant.push(session.unless_lost(looking).await?.ok_or_else(locked)?);
         }
-        // A key of ours behind others is left of an earlier attempt: it goes as the place is dropped.
-        Some(_) | None => Err(locked()),
     }
+    Err(locked())
+}
+
+/// What became of a join.
+enum Joined {
+    /// Our keys are there, and stand so in each line.
+    There(Owned, Vec<Standing>),
+    /// A condition does not hold, and there is no key of ours; and the youngest two of each line.
+    Refused(TxnReply),
 }
 
 /// Puts a plan's keys, and reads who stands before them: one transaction.
-///
-/// None where a condition does not hold and there is no key of ours.
-async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>)>> {
+async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
     let value = plan.value().clone();
-    let plan = lines.iter().map(|line| line.last_two(0)).fold(plan, Plan::also);
+    let plan = lines.iter().map(Line::last_two).fold(plan, Plan::read);
     let planned = plan.put().await?;
-    let Some(mut place) = planned.owned else { return Ok(None) };
+    let Some(mut place) = planned.owned else { return Ok(Joined::Refused(planned.reply)) };
+    lines.iter().take(1).for_each(|line| line.keep_clear(&place));
     let standings = match planned.found {
         None => {
             let mut standings = Vec::with_capacity(lines.len());
             for (index, line) in lines.iter().enumerate() {
-                standings.push(line.standing(&planned.reply, index)?);
+                standings.push(match line.standing(&planned.reply, index)? {
+                    Some(standing) => standing,
+                    None => {
+                        let session = place.session().clone();
+                        session.unless_lost(Box::pin(line.look_further(&mut place))).await?
+                    }
+                });
             }
             standings
         }
@@ -165,7 +205,7 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Option<(Owned, Vec<Standing>
             session.unless_lost(Box::pin(find(&mut place, lines, &kv, value))).await?
         }
     };
-    Ok(Some((place, standings)))
+    Ok(Joined::There(place, standings))
 }
 
 /// Joins with a key that is there already, put by an attempt without a reply or by an earlier owner of the lease.
@@ -196,6 +236,9 @@ async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
 pub(crate) fn checked(name: &[u8]) -> Result<&[u8]> {
     if name.is_empty() { Err(Error::invalid("name", "it is empty")) } else { Ok(name) }
 }
+
+/// How often keys that are no contenders' may come in between.
+const MOST_TRIES: usize = 16;
 
 fn locked() -> Error {
     Error::new(ErrorKind::Locked, Outcome::NotApplied)

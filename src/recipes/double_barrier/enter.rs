@@ -12,8 +12,8 @@ use crate::txn::{Compare, Op, Txn, by_age, unexpected};
 use crate::view::View;
 
 impl DoubleBarrier {
-    /// To be there, in a round that none has ended yet. Tells whether we are the last of it.
-    pub(super) async fn come(&self) -> Result<(Owned, bool)> {
+    /// To be there, in a round that none has ended yet. Where we are the last of it, tells who is there.
+    pub(super) async fn come(&self) -> Result<(Owned, Option<Vec<KeyValue>>)> {
         let mut planned = self.plan().only_if(Compare::missing(self.ready.clone())).put().await?;
         loop {
             let ready = planned.read(1)?.kvs.first().cloned();
@@ -28,13 +28,18 @@ impl DoubleBarrier {
     /// To be there; and to read who is there, the oldest first, and whether they are inside.
     fn plan(&self) -> Plan {
         let ready = Op::get(self.ready.clone());
-        Plan::drawn(&self.session, &self.waiters, Bytes::new()).read(self.oldest(1)).read(ready)
+        Plan::drawn(&self.session, &self.waiters, Bytes::new()).read(self.oldest(self.compared())).read(ready)
     }
 
-    /// There: tells whether we are the last of the round.
-    async fn in_place(&self, owned: Owned, planned: &Planned) -> Result<(Owned, bool)> {
-        let place = match planned.found.is_none() {
-            true => planned.read(0)?.count,
+    /// So many are compared when the barrier is opened: all, or none but us.
+    fn compared(&self) -> i64 {
+        if self.count <= MOST_COMPARED { i64::from(self.count) } else { 1 }
+    }
+
+    /// There: where we are the last of the round, tells who is there.
+    async fn in_place(&self, owned: Owned, planned: &Planned) -> Result<(Owned, Option<Vec<KeyValue>>)> {
+        let (place, there) = match planned.found.is_none() {
+            true => (planned.read(0)?.count, planned.read(0)?.kvs.clone()),
             // An earlier attempt put it, and others came after it.
             false => self.session.unless_lost(self.place(&owned)).await?,
         };
@@ -45,16 +50,16 @@ impl DoubleBarrier {
             }
             return Err(self.too_many());
         }
-        Ok((owned, place == i64::from(self.count)))
+        Ok((owned, (place == i64::from(self.count)).then_some(there)))
     }
 
-    /// How many were there when we came, with us, as far as they are still there.
-    async fn place(&self, owned: &Owned) -> Result<i64> {
+    /// How many were there when we came, with us, and who, as far as they are still there.
+    async fn place(&self, owned: &Owned) -> Result<(i64, Vec<KeyValue>)> {
         let max_create_revision = owned.fence().token();
         let all = by_age(&self.waiters, 0);
         let request = pb::RangeRequest { keys_only: true, max_create_revision, ..all };
         let range = self.session.client().transport().range(request).await?;
-        Ok(i64::try_from(range.kvs.len()).unwrap_or(i64::MAX))
+        Ok((i64::try_from(range.kvs.len()).unwrap_or(i64::MAX), range.kvs))
     }
 
     /// What is ready is another round: waits for its end where somebody is inside, and takes its place.
@@ -101,26 +106,51 @@ impl DoubleBarrier {
         oldest.is_none_or(|oldest| oldest.create_revision > ready.mod_revision)
     }
 
-    pub(super) async fn let_in(&self, owned: &Owned, is_last: bool) -> Result<i64> {
-        if is_last { self.open(owned).await } else { self.opened(owned).await }
+    /// Waits until all are in; the last, who knows who is there, lets them. Gives the revision that the round began at.
+    pub(super) async fn let_in(&self, owned: &Owned, last: Option<Vec<KeyValue>>) -> Result<i64> {
+        if let Some(there) = last
+            && let Some(round) = self.open(owned, there).await?
+        {
+            return Ok(round);
+        }
+        self.opened(owned).await
     }
 
-    /// Lets all in. Gives the revision that the round began at.
-    async fn open(&self, owned: &Owned) -> Result<i64> {
-        let txn = Txn::new()
-            .compare(owned.fence().is_owner())
-            .compare(Compare::missing(self.ready.clone()))
-            .success(Op::put(self.ready.clone(), Bytes::new()))
-            .failure(Op::get(self.ready.clone()))
-            .failure(Op::get(owned.fence().key().clone()));
-        let reply = self.session.transact(txn, Repeat::Harmless).await?.value;
-        if reply.succeeded {
-            return Ok(reply.header.revision);
-        }
-        match (reply.first(1), reply.first(0)) {
-            (None, _) => Err(owned.fence().why().await.into()),
-            (Some(_), Some(ready)) => Ok(ready.create_revision),
-            (Some(_), None) => Err(unexpected("a compare failed that holds for what was read")),
+    /// Lets all in, if those who were counted are still there. Gives the revision that the round began at; None where they
+    /// are no longer enough.
+    async fn open(&self, owned: &Owned, mut there: Vec<KeyValue>) -> Result<Option<i64>> {
+        let (own, compared) = (owned.fence().key(), self.compared());
+        loop {
+            let others = there.iter().filter(|kv| kv.key != *own && compared > 1);
+            let stands = |kv: &KeyValue| Compare::create_revision(kv.key.clone()).is(kv.create_revision);
+            let txn = others
+                .map(stands)
+                .fold(Txn::new().compare(owned.fence().is_owner()), Txn::compare)
+                .compare(Compare::missing(self.ready.clone()))
+                .success(Op::put(self.ready.clone(), if compared > 1 { names(&there) } else { Bytes::new() }))
+                .failure(Op::get(self.ready.clone()))
+                .failure(Op::get(own.clone()))
+                .failure(self.oldest(compared));
+            let reply = self.session.transact(txn, Repeat::Harmless).await?.value;
+            if reply.succeeded {
+                return Ok(Some(reply.header.revision));
+            }
+            let stands =
+                reply.found(1)?.first().is_some_and(|kv| kv.create_revision == owned.fence().token());
+            match reply.found(0)?.first() {
+                _ if !stands => return Err(owned.fence().why().await.into()),
+                Some(ready) => return Ok(Some(ready.create_revision)),
+                None => {}
+            }
+            let now = reply.range(2)?;
+            let complete = now.count >= i64::from(self.count) && now.kvs.iter().any(|kv| kv.key == *own);
+            if now.kvs == there && complete {
+                return Err(unexpected("a compare failed that holds for what was read"));
+            }
+            if !complete {
+                return Ok(None);
+            }
+            there = now.kvs.clone();
         }
     }
 
@@ -132,12 +162,20 @@ impl DoubleBarrier {
             let ready = view.get(&self.ready).filter(|ready| ready.mod_revision > token);
             match view.get(own) {
                 None => Some(None),
-                Some(_) => ready.map(|ready| Some(ready.create_revision)),
+                Some(_) => ready.map(|ready| Some(ready.clone())),
             }
         });
-        match shown.await? {
-            Some(round) => Ok(round),
-            None => Err(owned.fence().why().await.into()),
+        let Some(ready) = shown.await? else { return Err(owned.fence().why().await.into()) };
+        // The two keys are told of by two watches, of which neither says how far the other is. That we were there when all
+        // were let in is told by the ready key itself, or by our key, which is never put again.
+        if self.compared() < i64::from(self.count) || is_named(&ready.value, token) {
+            return Ok(ready.create_revision);
+        }
+        let read = || Op::get(own.clone());
+        let txn = Txn::new().compare(owned.fence().is_owner()).success(read()).failure(read());
+        match self.session.read(txn).await?.succeeded {
+            true => Ok(ready.create_revision),
+            false => Err(owned.fence().why().await.into()),
         }
     }
 
@@ -145,3 +183,16 @@ impl DoubleBarrier {
         Error::new(ErrorKind::TooManyClients { count: self.count }, Outcome::NotApplied)
     }
 }
+
+/// What a ready key says of those who are let in: the create_revisions of their keys. Go's says nothing.
+fn names(there: &[KeyValue]) -> Bytes {
+    let names: Vec<_> = there.iter().map(|kv| kv.create_revision.to_string()).collect();
+    names.join(" ").into()
+}
+
+fn is_named(ready: &[u8], token: i64) -> bool {
+    ready.split(|&byte| byte == b' ').any(|name| name == token.to_string().as_bytes())
+}
+
+/// How many keys a transaction compares, beside the ready key.
+const MOST_COMPARED: u32 = 120;

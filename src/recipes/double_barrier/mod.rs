@@ -18,11 +18,13 @@ use crate::txn::{Op, by_age};
 /// have left. Go's recipe `DoubleBarrier`.
 ///
 /// The layout is Go's: a key for each participant under `{name}/waiters/`, put with its session's lease, and
-/// `{name}/ready` once all are there; so Go's participants and ours make up one round. Ours are
+/// `{name}/ready` once all are there, which says who they are; so Go's participants and ours make up one round. Ours are
 /// `{name}/waiters/{lease in hex}-{16 random hex digits}`: any number of tasks of one session may take part. The
 /// participants must agree on the count, which is not stored.
 ///
-/// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. Who is lost
+/// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. The barrier is
+/// opened by a transaction that compares the keys of all who are let in; of more than 120, for which the server has no
+/// room in a transaction (`--max-txn-ops` is 128), one who is lost in that very moment may still be counted. Who is lost
 /// inside counts as one who has left. Nobody enters while a round is being left; who comes then waits for the next.
 ///
 /// Beside Go's participants, give each round a name of its own: Go's enter while a round is being left, and make up a
@@ -77,7 +79,8 @@ impl DoubleBarrier {
     /// Waits until all are there.
     ///
     /// Two RPCs, beside a watch: one to be there, and one that lets all in, by the last, or that reads after the watch
-    /// has begun, by the others. When the last one comes it costs the others nothing.
+    /// has begun, by the others. When the last one comes it costs the others nothing, or one RPC each where that is one of
+    /// Go's.
     ///
     /// # Errors
     /// [`ErrorKind::TooManyClients`] where as many as make up a round are there already. [`ErrorKind::Lost`] as soon as
@@ -87,8 +90,8 @@ impl DoubleBarrier {
     /// # Cancel safety
     /// Dropping the future at any point leaves no key behind: the others wait for another.
     pub async fn enter(&self) -> Result<Inside> {
-        let (owned, is_last) = self.come().await?;
-        let round = self.session.unless_lost(self.let_in(&owned, is_last)).await?;
+        let (owned, last) = self.come().await?;
+        let round = self.session.unless_lost(self.let_in(&owned, last)).await?;
         owned.check()?;
         Ok(Inside { barrier: self.clone(), round, owned: owned.handed_out() })
     }

@@ -1,17 +1,19 @@
 //! Asking for permits, and waiting for them.
 
 use std::collections::HashSet;
+use std::future::ready;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
 use super::Semaphore;
+use super::older::Older;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
-use crate::key::unique_key;
+use crate::key::{prefix_end, unique_key};
 use crate::owned::{Owned, Plan, Planned};
-use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::pb::mvccpb::event::EventType;
 use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
@@ -22,7 +24,7 @@ use crate::watch::{Watch, Watcher, second_look};
 pub(super) enum Rank {
     /// The permits are ours.
     In,
-    /// The predecessor holds its own: the next that are released may be ours.
+    /// The predecessor holds its own, or may: the next that are released may be ours.
     First,
     /// The predecessor waits.
     Behind(Predecessor),
@@ -32,19 +34,12 @@ pub(super) enum Rank {
 pub(super) struct Asking<'a> {
     of: &'a Semaphore,
     permits: u32,
-    /// As it was read last.
-    limit: AtomicU32,
-}
-
-/// Those who are older than us, the youngest first; at least as many as there are permits, if there are.
-struct Older {
-    kvs: Vec<KeyValue>,
-    limit: u32,
-    revision: i64,
+    /// How many older keys are worth reading, by what is known of the limit.
+    reach: AtomicU32,
 }
 
 impl<'a> Asking<'a> {
-    /// Asks for permits: tells where one stands then. One RPC.
+    /// Asks for permits: tells where one stands then. One RPC; one more where one has to wait among many.
     pub(super) async fn begin(of: &'a Semaphore, permits: u32) -> Result<(Self, Owned, Rank)> {
         if permits == 0 {
             return Err(Error::invalid("permits", "none are asked for"));
@@ -54,25 +49,36 @@ impl<'a> Asking<'a> {
             1 => vec![key],
             _ => (0..permits).map(|n| Bytes::from([&key, format!(".{n}").as_bytes()].concat())).collect(),
         };
-        let youngest = by_youth(&of.queue, i64::from(permits) + 1, 0);
+        let shown = i64::from(permits) + i64::from(of.limit.made().min(MOST_SHOWN)) + 1;
+        let youngest = by_youth(&of.queue, shown, 0);
         let plan = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).also(youngest.into());
         let Planned { owned, found, reply } = plan.put().await?;
         let mut place = owned.ok_or_else(|| unexpected("keys were neither put nor found"))?;
-        let limit = of.limit.read(reply.inner_kvs(0).unwrap_or_default().first())?;
-        if permits > limit {
-            return Err(Error::invalid("permits", format!("{permits} are asked for, and there are {limit}")));
+        let limit = match reply.inner_succeeded(0) {
+            // Made with this.
+            Some(true) => of.limit.read(None)?,
+            _ => of.limit.read(reply.inner_kvs(0).unwrap_or_default().first())?,
+        };
+        if permits > limit.now {
+            let why = format!("{permits} are asked for, and there are {}", limit.now);
+            return Err(Error::invalid("permits", why));
         }
-        let asking = Self { of, permits, limit: AtomicU32::new(limit) };
+        let asking = Self { of, permits, reach: AtomicU32::new(limit.now) };
         let rank = match found {
             // Others may have joined after an earlier attempt of ours.
-            Some(_) => of.session.unless_lost(Box::pin(asking.older(&mut place))).await?.rank(permits),
+            Some(_) => None,
             None => {
-                let range = reply.range(1)?;
-                let token = place.fence().token();
-                let older = u32::try_from(range.count).unwrap_or(u32::MAX).saturating_sub(permits);
-                let youngest = range.kvs.iter().find(|kv| kv.create_revision < token);
-                rank(older, permits, limit, youngest, reply.header.revision)
+                let line = reply.range(1)?;
+                match u32::try_from(line.count).is_ok_and(|count| count <= limit.now) {
+                    true => Some(Rank::In),
+                    false => Older::of(&of.queue, line, place.fence().token(), limit, reply.header.revision)
+                        .rank(permits),
+                }
             }
+        };
+        let rank = match rank {
+            Some(rank) => rank,
+            None => of.session.unless_lost(Box::pin(asking.older(&mut place))).await?.1,
         };
         Ok((asking, place, rank))
     }
@@ -94,35 +100,45 @@ impl<'a> Asking<'a> {
         Ok(())
     }
 
-    /// Reads who is older, and that our key stands: one RPC.
-    async fn older(&self, place: &mut Owned) -> Result<Older> {
-        let semaphore = self.of;
-        loop {
-            let fence = place.fence();
-            let known = self.limit.load(Ordering::Relaxed);
-            let txn = Txn::new()
-                .compare(fence.is_owner())
+    /// Reads who is older, and that our keys stand, until that tells where one stands: one RPC, mostly.
+    async fn older(&self, place: &mut Owned) -> Result<(Older, Rank)> {
+        let (semaphore, fence) = (self.of, place.fence().clone());
+        let mut reach = self.reach.load(Ordering::Relaxed);
+        for _ in 0..MOST_READS {
+            // Without end, where there may be as many as that.
+            let limit = if reach == u32::MAX { 0 } else { i64::from(reach) + 1 };
+            let txn = fence
+                .stands_whole()
+                .fold(Txn::new(), Txn::compare)
                 .success(semaphore.limit.get())
-                .success(by_youth(&semaphore.queue, i64::from(known) + 1, fence.token() - 1).into());
+                .success(by_youth(&semaphore.queue, limit, fence.token() - 1).into())
+                .failure(semaphore.limit.get());
             let reply = semaphore.session.read(txn).await?;
             if !reply.succeeded {
-                return Err(fence.why().await.into());
+                return Err(place.why().await.into());
             }
-            place.proven_at(reply.header.revision);
-            let limit = semaphore.limit.read(reply.first(0))?;
-            self.limit.store(limit, Ordering::Relaxed);
-            // With more permits than we knew of, there may be more who hold them.
-            if limit <= known {
-                let kvs = reply.kvs(1).unwrap_or_default().to_vec();
-                return Ok(Older { kvs, limit, revision: reply.header.revision });
+            let revision = reply.header.revision;
+            place.proven_at(revision);
+            let permits = semaphore.limit.read(reply.first(0))?;
+            let older = Older::of(&semaphore.queue, reply.range(1)?, fence.token(), permits, revision);
+            self.reach.store(permits.now, Ordering::Relaxed);
+            match older.rank(self.permits) {
+                Some(rank) => return Ok((older, rank)),
+                // There are more who hold permits than we knew of; then more who may hold one too many; then keys in
+                // between that are no contenders'.
+                None if reach < permits.now => reach = permits.now,
+                None if reach < permits.most => reach = permits.most,
+                None => reach = u32::MAX,
             }
         }
+        Err(unexpected("what is read of a queue does not tell who is in it"))
     }
 
     /// Waits until the permits are ours, following all that are older.
     async fn follow(&self, place: &mut Owned) -> Result<()> {
+        // Keys and limit on one watch: what it tells of the one is as old as what it tells of the other.
         let watch = || {
-            let both = Watch::prefix(&self.of.queue).no_put().and_key(self.of.limit.key());
+            let both = Watch::range(self.of.limit.key(), prefix_end(&self.of.queue));
             self.of.session.client().watch(both)
         };
         let mut watcher = watch();
@@ -139,35 +155,40 @@ impl<'a> Asking<'a> {
     /// Reads who is older, and counts down; false where it must be read again.
     async fn follow_once(&self, place: &mut Owned, watcher: &mut Watcher) -> Result<bool> {
         watcher.created().await?;
-        let older = self.older(place).await?;
-        if older.rank(self.permits) == Rank::In {
+        let (older, rank) = self.older(place).await?;
+        if rank == Rank::In {
             return Ok(true);
         }
-        // With more than can hold there are others who are not told here.
-        let all = older.kvs.len() <= older.limit as usize;
-        let mut left: HashSet<Bytes> = older.kvs.into_iter().map(|kv| kv.key).collect();
+        let (all, limit, read_at) = (older.is_all(), older.limit(), older.revision());
+        let mut left: HashSet<Bytes> = older.into_keys().collect();
         let again = Instant::now() + second_look();
+        let mut enough = false;
         loop {
             let events = tokio::select! {
                 biased;
                 events = watcher.next() => events?,
+                // All that was told is looked at before anything is decided.
+                () = ready(()), if enough => return Ok(true),
                 () = sleep_until(again) => return Ok(false),
             };
-            if events.target == LIMIT {
-                return Ok(false);
-            }
-            for key in events.events.iter().filter_map(deleted) {
-                left.remove(key);
-                if place.fences().iter().any(|fence| fence.key() == key) {
+            let (mut resized, mut fewer) = (false, false);
+            for event in &events.events {
+                let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > read_at) else { continue };
+                resized |= kv.key == self.of.limit.key();
+                if event.r#type() != EventType::Delete {
+                    continue;
+                }
+                if place.fence().keys().contains(&kv.key) {
                     return Err(place.why().await.into());
                 }
+                fewer |= left.remove(&kv.key);
             }
-            if !all {
+            if resized || fewer && !all {
                 return Ok(false);
             }
-            if left.len() + self.permits as usize <= older.limit as usize {
+            enough = all && left.len() + self.permits as usize <= limit as usize;
+            if enough {
                 place.proven_at(events.revision);
-                return Ok(true);
             }
         }
     }
@@ -197,37 +218,16 @@ impl Look for Asking<'_> {
     const PAST_PREDECESSOR: bool = true;
 
     async fn look(&self, place: &mut Owned) -> Result<Standing> {
-        Ok(match self.older(place).await?.rank(self.permits) {
+        Ok(match self.older(place).await?.1 {
             Rank::In | Rank::First => Standing::First,
             Rank::Behind(predecessor) => Standing::Behind(predecessor),
         })
     }
 }
 
-impl Older {
-    fn rank(&self, permits: u32) -> Rank {
-        let older = u32::try_from(self.kvs.len()).unwrap_or(u32::MAX);
-        rank(older, permits, self.limit, self.kvs.first(), self.revision)
-    }
-}
-
-/// Where one stands behind so many older keys, the youngest of them this one.
-fn rank(older: u32, permits: u32, limit: u32, youngest: Option<&KeyValue>, seen_at: i64) -> Rank {
-    match youngest {
-        _ if older.saturating_add(permits) <= limit => Rank::In,
-        Some(youngest) if older > limit && youngest.value != HELD => {
-            Rank::Behind(Predecessor::one_of_many(youngest, seen_at))
-        }
-        _ => Rank::First,
-    }
-}
-
-fn deleted(event: &Event) -> Option<&Bytes> {
-    (event.r#type() == EventType::Delete).then_some(())?;
-    event.kv.as_ref().map(|kv| &kv.key)
-}
-
 /// The value of a key that had to wait and now holds.
-const HELD: &[u8] = b"held";
-/// The target of the watch that is the limit's key.
-const LIMIT: usize = 1;
+pub(super) const HELD: &[u8] = b"held";
+/// So many older keys are read along with a put at most.
+const MOST_SHOWN: u32 = 31;
+/// Each read reaches further than the one before it, unless the number of permits changes in between.
+const MOST_READS: usize = 8;

@@ -2,11 +2,12 @@
 //!
 //! Whoever asks puts a key for each permit; the oldest keys hold, as many as there are permits. So whether one is in
 //! is told by how many keys are older, which the transaction that puts ours reads along. Of those who wait only the
-//! first, whose predecessor holds, follows the whole queue; the others wait for their predecessor to leave or to mark
+//! first, whose predecessor holds, follows the whole queue, and the limit with it; the others wait for their predecessor to leave or to mark
 //! its keys as held. A release wakes the first alone, and the mark of the first wakes the next.
 
 mod asking;
 mod limit;
+mod older;
 
 use bytes::Bytes;
 
@@ -24,7 +25,8 @@ use crate::session::Session;
 ///
 /// It is fair: who asks for many permits is not overtaken by others who ask for few.
 ///
-/// Keys: `{name}/limit`, and one for each permit under `{name}/queue/`.
+/// Keys: `{name}/limit`, and one for each permit under `{name}/queue/`, `{lease in hex}-{16 random hex digits}`, for
+/// several permits numbered behind a dot. Keys of other shapes hold no permit.
 ///
 /// As for any lock, a holder that was paused may not know that it holds no more: write behind the permit's
 /// [fence](crate::Fence::txn), see [`Mutex`](crate::Mutex#what-a-lock-can-promise).
@@ -68,8 +70,8 @@ impl Semaphore {
 
     /// Waits for a permit.
     ///
-    /// Where one is free: one RPC. Waiting makes none, except for a look at the queue every one to two minutes; when the
-    /// turn comes, up to three.
+    /// Where one is free: one RPC. Waiting makes none, but one where more than 31 permits are given, and a look at the queue
+    /// every one to two minutes; when the turn comes, up to three.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] where the semaphore was made with another number of permits. [`ErrorKind::Lost`] as soon
@@ -147,9 +149,7 @@ impl Semaphore {
     /// Changes the number of permits, for all: two RPCs. Whoever holds one keeps it: after there are fewer, none is
     /// given until enough have been released.
     ///
-    /// Who asks from now on is still told of a mismatch by the number that the semaphore was made with. Where there are
-    /// fewer permits than before, who waits behind a holder of one that is now too many may take up to two minutes to see
-    /// that its turn has come.
+    /// Who asks from now on is still told of a mismatch by the number that the semaphore was made with.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for none. Else as [`available_permits`](Self::available_permits); when the

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, WatchResponse, request_op::Request};
 use etcd_concurrency::{DoubleBarrier, ErrorKind, Inside, LostReason, Op, Result, Session, Txn};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -406,6 +406,66 @@ impl<F: Future<Output = Result<()>> + Send + 'static> NowOrWait for F {
         sleep(S(1)).await;
         drop(task);
     }
+}
+
+/// The third of three was about to open, and one of the others went: the barrier opened with two.
+#[tokio::test(start_paused = true)]
+async fn who_goes_as_the_last_one_comes_is_not_counted() {
+    let fake = FakeEtcd::start();
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(session(&fake.client()).await);
+    }
+    let enter = |n: usize| {
+        let barrier = barrier(&sessions[n], "round", 3);
+        tokio::spawn(async move { barrier.enter().await })
+    };
+    let there = |fake: &FakeEtcd| fake.snapshot().keys.len();
+    let goes = enter(0);
+    fake.until(|fake| there(fake) == 1).await;
+    let stays = enter(1);
+    fake.until(|fake| there(fake) == 2).await;
+    let opening = Hold::new();
+    let opens = |txn: &TxnRequest| {
+        let is_ready = |op: &RequestOp| matches!(&op.request, Some(Request::RequestPut(put)) if put.key == "round/ready");
+        txn.success.iter().any(is_ready)
+    };
+    fake.fault(On::rpc(Rpc::Txn).matching(opens).once(), Do::hold(&opening));
+    let third = enter(2);
+    fake.until(|_| opening.held() == 1).await;
+    fake.revoke_lease(sessions[0].lease());
+    assert_eq!(goes.await.unwrap().unwrap_err().lost_reason(), Some(LostReason::Revoked));
+    opening.release();
+    sleep(S(1)).await;
+    assert!(!stays.is_finished() && !third.is_finished(), "a round of three was opened by two");
+    let (another, stays, third) = (enter(3).await.unwrap(), stays.await.unwrap(), third.await.unwrap());
+    drop((another.unwrap(), stays.unwrap(), third.unwrap()));
+}
+
+/// The key of one who waited was deleted before the round was opened, by another in its place. It was told of the opening
+/// first, and was inside as one too many.
+#[tokio::test(start_paused = true)]
+async fn who_was_not_counted_is_not_inside() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client()).await, session(&fake.client_for("b")).await);
+    let waits = barrier(&b, "round", 2);
+    let waits = tokio::spawn(async move { waits.enter().await });
+    fake.until(|fake| fake.watchers() == 2).await;
+    sleep(S(1)).await;
+    let own = fake.snapshot().keys[0].key.clone();
+    let late = Hold::new();
+    let of_own = {
+        let own = own.clone();
+        move |told: &WatchResponse| {
+            told.events.iter().any(|event| event.kv.as_ref().is_some_and(|kv| kv.key == own))
+        }
+    };
+    fake.fault(On::response(Rpc::Watch).client("b").matching(of_own), Do::hold(&late).alone());
+    fake.client().txn(Txn::new().success(Op::delete(own))).await.unwrap();
+    let two = all_inside(&[barrier(&a, "round", 2), barrier(&a, "round", 2)]).await;
+    let error = waits.await.unwrap().unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted));
+    drop(two);
 }
 
 /// A thousand enter and leave: each for two RPCs, one of them for three.

@@ -96,9 +96,10 @@ impl Wait {
     fn watches(self, waiters: i64) -> i64 {
         match self {
             Wait::Gate | Wait::Change => waiters,
-            // The first watches the queue.
-            Wait::Item | Wait::Urgent => 2 * waiters - 1,
-            // On its own key, and on the one before it.
+            // The first watches the queue, and the next one the keys from the first's to its own.
+            Wait::Item | Wait::Urgent => 2 * waiters - 2,
+            // On its own key, and on the one before it; the first on all from the one to the other, or on the queue.
+            Wait::Writer | Wait::Several | Wait::Permit => 2 * waiters - 1,
             _ => 2 * waiters,
         }
     }

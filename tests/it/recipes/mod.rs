@@ -1,6 +1,7 @@
 //! The recipes, each on the fake and on every real version, from the same bodies; and under drawn faults.
 
 mod barrier;
+mod contenders;
 mod counter;
 mod double_barrier;
 mod drops;
@@ -9,6 +10,7 @@ mod latch;
 mod membership;
 mod model;
 mod multilock;
+mod one_cursor;
 mod queue;
 mod rivals;
 mod rwlock;

@@ -204,7 +204,7 @@ async fn there_is_no_herd() {
         let (lock, in_line) = (waiters.clone(), in_line.clone());
         tokio::spawn(async move { in_line.send(lock.write().await.unwrap()).unwrap() });
     }
-    fake.until(|fake| fake.snapshot().keys.len() == 1_001 && fake.watchers() == 2_000).await;
+    fake.until(|fake| fake.snapshot().keys.len() == 1_001 && fake.watchers() == 1_999).await;
     quiet(&counter).await;
     counter.reset();
     held.unlock().await.unwrap();
