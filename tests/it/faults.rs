@@ -304,7 +304,7 @@ async fn a_watch_stream_that_is_cut_or_silent_loses_no_release() {
             let mutex = mutex(&b);
             async move { mutex.lock().await }
         });
-        fake.until(|fake| fake.watchers() == 2).await;
+        fake.until(|fake| fake.watchers() == 1).await;
         if stall {
             fake.stall_streams("b");
         } else {
@@ -329,7 +329,7 @@ async fn the_revision_that_a_waiter_would_resume_from_is_compacted() {
         let mutex = mutex(&b);
         async move { mutex.lock().await }
     });
-    fake.until(|fake| fake.watchers() == 2).await;
+    fake.until(|fake| fake.watchers() == 1).await;
     let away = fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
     fake.cut_streams("b");
     held.unlock().await.unwrap();
@@ -406,7 +406,7 @@ async fn a_waiter_that_slept_through_its_deadline_gets_no_guard() {
         let mutex = mutex(&b);
         async move { mutex.lock().await }
     });
-    fake.until(|fake| fake.watchers() == 2).await;
+    fake.until(|fake| fake.watchers() == 1).await;
     slept.store(15, Ordering::SeqCst);
     held.unlock().await.unwrap();
     let error = waiting.await.unwrap().unwrap_err();
