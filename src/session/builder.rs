@@ -201,7 +201,7 @@ impl SessionBuilder {
             if let Err(lost) = session.check() {
                 // Where the client's runtime has ended there is no background to revoke in.
                 if lost.lost_reason() == Some(LostReason::Closed)
-                    && let Err(error) = session.close().await
+                    && let Err(error) = transport.lease_revoke(id).await
                 {
                     tracing::debug!(%error, "a revoke failed: the lease's TTL will end it");
                 }
