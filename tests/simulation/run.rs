@@ -42,7 +42,7 @@ pub(crate) fn run(plan: &Plan, history: usize) -> Ran {
     etcd_concurrency::fake::seed(plan.seed);
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     let local = LocalSet::new();
-    let ran = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, play(plan, history))));
+    let ran = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, Box::pin(play(plan, history)))));
     let panicked = PANIC.take();
     let mut ran = ran.unwrap_or_else(|_| Ran {
         violation: None,

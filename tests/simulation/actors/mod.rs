@@ -38,18 +38,19 @@ pub(crate) async fn act(world: Rc<World>, plan: plan::Actor) {
 
 impl Actor {
     async fn act(mut self, kind: Kind) {
+        // Boxed: without optimization the stack has room for every kind's future otherwise, moved several times over.
         match kind {
             Kind::Mutex | Kind::Election | Kind::RwLock | Kind::Semaphore | Kind::MultiLock => {
-                locks::act(&mut self, kind).await;
+                Box::pin(locks::act(&mut self, kind)).await;
             }
-            Kind::Stm => stm::act(&mut self).await,
-            Kind::Counter => counter::act(&mut self).await,
-            Kind::Queue => queue::act(&mut self).await,
-            Kind::Rounds => rounds::act(&mut self).await,
-            Kind::Latch => latch::act(&mut self).await,
-            Kind::Members => members::act(&mut self).await,
-            Kind::Adopter => adopter::act(&mut self).await,
-            Kind::Barrier => barrier::act(&mut self).await,
+            Kind::Stm => Box::pin(stm::act(&mut self)).await,
+            Kind::Counter => Box::pin(counter::act(&mut self)).await,
+            Kind::Queue => Box::pin(queue::act(&mut self)).await,
+            Kind::Rounds => Box::pin(rounds::act(&mut self)).await,
+            Kind::Latch => Box::pin(latch::act(&mut self)).await,
+            Kind::Members => Box::pin(members::act(&mut self)).await,
+            Kind::Adopter => Box::pin(adopter::act(&mut self)).await,
+            Kind::Barrier => Box::pin(barrier::act(&mut self)).await,
         }
     }
 

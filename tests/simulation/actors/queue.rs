@@ -25,10 +25,10 @@ pub(super) async fn act(actor: &mut Actor) {
         // One handle for a while, so that slips are used again.
         for _ in 0..actor.rng.usize(1..6) {
             match actor.rng.u8(0..5) {
-                4 if wide::on(Wide::Letters) => letters(actor, &line, &session).await,
-                0 | 1 => send(actor, &line, &session).await,
-                2 => work(actor, &line, &session).await,
-                _ => take_off(actor, &line, &session).await,
+                4 if wide::on(Wide::Letters) => Box::pin(letters(actor, &line, &session)).await,
+                0 | 1 => Box::pin(send(actor, &line, &session)).await,
+                2 => Box::pin(work(actor, &line, &session)).await,
+                _ => Box::pin(take_off(actor, &line, &session)).await,
             }
             actor.a_while().await;
         }
@@ -49,7 +49,7 @@ async fn send(actor: &mut Actor, line: &Line, session: &Session) {
 
 async fn work(actor: &mut Actor, line: &Line, session: &Session) {
     let world = actor.world.clone();
-    let taking = line.take(patience(actor));
+    let taking = Box::pin(line.take(patience(actor)));
     let taken = world.wait("a job", &mut actor.rng, Some(session), taking).await.flatten();
     let Some(Ok(Some(job))) = taken else { return };
     let value = text(job.value());
@@ -77,7 +77,7 @@ async fn work(actor: &mut Actor, line: &Line, session: &Session) {
 
 async fn take_off(actor: &mut Actor, line: &Line, session: &Session) {
     let world = actor.world.clone();
-    let taking = line.dequeue(patience(actor));
+    let taking = Box::pin(line.dequeue(patience(actor)));
     let mut told = match world.wait("a dequeue", &mut actor.rng, Some(session), taking).await.flatten() {
         Some(Ok(None)) => return,
         Some(Ok(Some(value))) => {
