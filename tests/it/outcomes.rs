@@ -142,6 +142,35 @@ async fn an_item_that_filled_the_database_is_there_once_at_most() {
     assert!(queue.len().await.unwrap() <= 1);
 }
 
+/// The server had no space left for a minute while a consumer gave an item back, and while another item's take was settled
+/// of which the consumer had let go. Both were given up at the first refusal: no consumer had the items, and none got them
+/// for as long as the session lived.
+#[tokio::test(start_paused = true)]
+async fn items_go_back_to_the_queue_once_there_is_space_again() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let once = Queue::new(&session, "once").unwrap().max_deliveries(1).unwrap();
+    let queue = Queue::new(&session, "q").unwrap();
+    once.enqueue("spent").await.unwrap();
+    queue.enqueue("item").await.unwrap();
+
+    let spent = once.take().await.unwrap();
+    let late = fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::delay_reply(Duration::from_secs(2)));
+    tokio::time::timeout(Duration::from_secs(1), queue.take()).await.expect_err("no answer yet");
+    assert_eq!(late.hits(), 1);
+    let full = Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
+    let full = fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::fail(full));
+    assert_eq!(*spent.nack().await.unwrap_err().kind(), ErrorKind::NoSpace);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(once.dead_letters().await.unwrap().is_empty());
+    full.remove();
+
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(once.dead_letters().await.unwrap().len(), 1);
+    let job = queue.try_take().await.unwrap().expect("the item went back");
+    assert_eq!(job.deliveries(), 1, "the take that was let go does not count");
+}
+
 /// That a server does apply what it refuses for space: many writes at once pass the look at its front, and each is
 /// applied, the alarm being raised by the first that went over the quota.
 #[tokio::test]

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::core::{Core, Item};
-use super::settle::Settler;
+use super::settle::{Settler, passes};
 use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
-use crate::transport::retry::{Repeat, may_pass};
+use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn};
 
 /// An item that is claimed. Dropped before it was handed out, it goes back to its place in the background.
@@ -149,7 +149,7 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         Ok(answer) => answer,
         Err(error) => {
             // What the server refuses it will refuse again: others may have the item.
-            let refused = error.outcome() == Outcome::NotApplied && !may_pass(error.kind());
+            let refused = error.outcome() == Outcome::NotApplied && !passes(error.kind());
             let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
             let settling = Settler::new(&core).one_of(first, otherwise);
             core.session.cleanup().before_revoke().spawn(settling);

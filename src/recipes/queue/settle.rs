@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::core::{Core, Item, read_returns};
 use super::keys::Keys;
 use crate::client::Client;
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::transport::Answer;
@@ -176,7 +176,7 @@ impl Settler {
             if self.lease.lost_reason().is_some() {
                 lost_at.get_or_insert_with(Instant::now);
             }
-            if !may_pass(error.kind()) || lost_at.is_some_and(|at| at.elapsed() > LONGEST) {
+            if !passes(error.kind()) || lost_at.is_some_and(|at| at.elapsed() > LONGEST) {
                 return Err(if in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
             }
             tracing::debug!(%error, "an item is not settled yet; trying again");
@@ -208,6 +208,11 @@ fn take_back(keys: &Keys, place: &[u8], ours: Compare, created: i64, returns: i6
 /// Writes a key as it is, with another lease, or none.
 pub(super) fn write_again(key: Bytes, lease: i64) -> Op {
     pb::PutRequest { key, lease, ignore_value: true, ..Default::default() }.into()
+}
+
+/// True for what settling waits to be over: also for a full database, and for tokens that are refused again and again.
+pub(super) fn passes(kind: &ErrorKind) -> bool {
+    may_pass(kind) || matches!(kind, ErrorKind::NoSpace | ErrorKind::InvalidToken)
 }
 
 /// More than any take's states.
