@@ -49,13 +49,14 @@ impl Locals {
         loop {
             let mut told = std::pin::pin!(self.unwanted.notified());
             told.as_mut().enable();
-            let queue = {
+            {
                 let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-                let unwanted = !queues.contains_key(name);
-                unwanted.then(|| queues.entry(name.clone()).or_default().clone())
-            };
-            if let Some(turn) = queue.and_then(|queue| queue.try_lock_owned().ok()) {
-                return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
+                // In one step: a queue that is new in the map is free for as long as the map is held.
+                if !queues.contains_key(name)
+                    && let Ok(turn) = queues.entry(name.clone()).or_default().clone().try_lock_owned()
+                {
+                    return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
+                }
             }
             told.await;
         }

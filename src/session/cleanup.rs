@@ -26,6 +26,9 @@ pub(crate) struct Cleanup {
 impl Cleanup {
     pub(crate) fn new(runtime: Handle) -> Self {
         let (tasks, urgent) = (TaskTracker::new(), TaskTracker::new());
+        // Closed trackers take tasks as open ones do, and can be waited for by several at once.
+        tasks.close();
+        urgent.close();
         Self { runtime, tasks, urgent, from_the_start: false }
     }
 
@@ -64,9 +67,7 @@ impl Cleanup {
 
     /// Waits until all work in the background has ended.
     pub(crate) async fn drained(&self) {
-        self.tasks.close();
         self.tasks.wait().await;
-        self.tasks.reopen();
     }
 }
 
