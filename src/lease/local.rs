@@ -10,9 +10,16 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 /// The queues of one lease, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Locals {
-    queues: Arc<Mutex<BTreeMap<Bytes, Arc<tokio::sync::Mutex<()>>>>>,
+    queues: Arc<Mutex<BTreeMap<Bytes, Queue>>>,
     /// Tells that there is a name on which nobody is left.
     unwanted: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    queue: Arc<tokio::sync::Mutex<()>>,
+    /// Who has the turn gives it up when another session adopts the lease.
+    gives_way: bool,
 }
 
 /// One's turn; the next in line gets it when this is dropped.
@@ -38,7 +45,7 @@ impl Locals {
     pub(crate) fn try_turn(&self, name: &Bytes) -> Option<Turn> {
         // In one step: one that fails while the holder leaves would keep the holder from taking the queue out.
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.entry(name.clone()).or_default().clone();
+        let queue = queues.entry(name.clone()).or_default().queue.clone();
         let turn = queue.try_lock_owned().ok()?;
         drop(queues);
         Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
@@ -53,7 +60,7 @@ impl Locals {
                 let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
                 // In one step: a queue that is new in the map is free for as long as the map is held.
                 if !queues.contains_key(name)
-                    && let Ok(turn) = queues.entry(name.clone()).or_default().clone().try_lock_owned()
+                    && let Ok(turn) = queues.entry(name.clone()).or_default().queue.clone().try_lock_owned()
                 {
                     return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
                 }
@@ -64,7 +71,15 @@ impl Locals {
 
     fn queue(&self, name: &Bytes) -> Arc<tokio::sync::Mutex<()>> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.entry(name.clone()).or_default().clone()
+        queues.entry(name.clone()).or_default().queue.clone()
+    }
+
+    /// Another session has adopted the lease: what users were given before is its to take up.
+    pub(super) fn give_way(&self) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.retain(|_, queue| !queue.gives_way);
+        drop(queues);
+        self.unwanted.notify_waiters();
     }
 
     fn share(&self) -> Self {
@@ -82,15 +97,26 @@ impl Turn {
     pub(crate) fn name(&self) -> &Bytes {
         &self.name
     }
+
+    /// Whether who adopts the lease gets the turn all the same.
+    pub(crate) fn gives_way(&self, gives_way: bool) {
+        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(turn), Some(queue)) = (&self.turn, queues.get_mut(&self.name))
+            && Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &queue.queue)
+        {
+            queue.gives_way = gives_way;
+        }
+    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        self.gives_way(false);
         // Before the lock: it wakes the next in line.
         drop(self.turn.take());
         let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever waits holds the queue too; with nobody left, its entry is garbage.
-        if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+        if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(&queue.queue) == 1) {
             queues.remove(&self.name);
             drop(queues);
             self.locals.unwanted.notify_waiters();

@@ -70,7 +70,20 @@ struct Shared {
     /// How to reach the task that keeps leases alive; it runs while there are any.
     task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     /// All leases being kept alive, so that whoever adopts one twice shares its clock and its local turns.
-    by_id: Mutex<HashMap<i64, Weak<Lease>>>,
+    by_id: Mutex<HashMap<i64, Known>>,
+}
+
+/// A lease as one session after another of this client has it.
+struct Known {
+    lease: Weak<Lease>,
+    carried: Weak<Carried>,
+}
+
+/// What is carried over when a lease is adopted again.
+#[derive(Debug, Default)]
+struct Carried {
+    locals: Locals,
+    suspects: Suspects,
 }
 
 /// What the task is told.
@@ -89,25 +102,37 @@ impl Leases {
         &self.shared.time
     }
 
-    /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock.
+    /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock; one that was before keeps
+    /// what is known of its keys.
     pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Stay {
-        let lease = Arc::new(Lease::new(id, clock, self.clone()));
         let now = self.time().now();
-        let known = {
-            let mut by_id = lock(&self.shared.by_id);
-            let known = by_id.get(&id).and_then(Weak::upgrade);
-            let lives = known.as_ref().is_some_and(|known| known.is_believed(now) && known.enter_if_used());
-            if !lives {
-                by_id.insert(id, Arc::downgrade(&lease));
-            }
-            // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
-            (known, lives)
-        };
-        if let (Some(known), true) = known {
-            return Stay(known);
+        let mut by_id = lock(&self.shared.by_id);
+        let known = by_id.get(&id);
+        let before = known.and_then(|known| known.lease.upgrade());
+        let carried = known.and_then(|known| known.carried.upgrade());
+        if let Some(before) = &before
+            && before.is_believed(now)
+            && before.enter_if_used()
+        {
+            return Stay(before.clone());
+        }
+        let lease = Arc::new(Lease::new(id, clock, carried.clone().unwrap_or_default(), self.clone()));
+        let known = Known { lease: Arc::downgrade(&lease), carried: Arc::downgrade(&lease.carried) };
+        by_id.insert(id, known);
+        // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
+        drop(by_id);
+        drop(before);
+        if let Some(carried) = carried {
+            carried.locals.give_way();
         }
         self.tell(Command::Keep(lease.clone()));
         Stay(lease)
+    }
+
+    /// Whom a lease is kept alive for, if it is.
+    pub(crate) fn holder(&self, id: i64) -> Option<Arc<Lease>> {
+        let lease = lock(&self.shared.by_id).get(&id).and_then(|known| known.lease.upgrade());
+        lease.filter(|lease| lease.is_believed(self.time().now()))
     }
 
     fn tell(&self, command: Command) {
@@ -168,8 +193,7 @@ pub(crate) struct Lease {
     /// Cancelled once the state is lost. Who waits for that goes on in the order of coming, which a watch channel does
     /// not keep.
     ended: CancellationToken,
-    locals: Locals,
-    suspects: Suspects,
+    carried: Arc<Carried>,
     /// It was granted here, not adopted: nobody else puts keys with it.
     granted: bool,
     /// How many sessions are on it, or about to be: more than one where it was adopted twice. With none left it is given
@@ -179,14 +203,13 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    fn new(id: i64, clock: LeaseClock, leases: Leases) -> Self {
+    fn new(id: i64, clock: LeaseClock, carried: Arc<Carried>, leases: Leases) -> Self {
         let granted = clock.is_proven();
         let first =
             if granted { SessionState::Active } else { SessionState::Suspended { since: Instant::now() } };
         let (clock, state) = (Mutex::new(clock), State::new(first));
-        let (ended, locals, suspects) = (CancellationToken::new(), Locals::default(), Suspects::default());
-        let sessions = AtomicUsize::new(1);
-        Self { id, clock, state, ended, locals, suspects, granted, sessions, leases }
+        let (ended, sessions) = (CancellationToken::new(), AtomicUsize::new(1));
+        Self { id, clock, state, ended, carried, granted, sessions, leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -215,7 +238,7 @@ impl Lease {
 
     /// Whose turn it is among the tasks of this process, key by key.
     pub(crate) fn locals(&self) -> &Locals {
-        &self.locals
+        &self.carried.locals
     }
 
     /// It was granted here, not adopted.
@@ -225,7 +248,7 @@ impl Lease {
 
     /// Keys that may yet be put, though those who wanted them have given up.
     pub(crate) fn suspects(&self) -> &Suspects {
-        &self.suspects
+        &self.carried.suspects
     }
 
     pub(crate) fn state(&self) -> SessionState {
@@ -372,7 +395,10 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut by_id = lock(&self.leases.shared.by_id);
-        if by_id.get(&self.id).is_some_and(|lease| lease.strong_count() == 0) {
+        drop(std::mem::take(&mut self.carried));
+        // An earlier session's work in the background may still need what is carried over.
+        let is_over = |known: &Known| known.lease.strong_count() == 0 && known.carried.strong_count() == 0;
+        if by_id.get(&self.id).is_some_and(is_over) {
             by_id.remove(&self.id);
         }
     }

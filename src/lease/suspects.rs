@@ -97,6 +97,11 @@ impl Suspects {
         empty
     }
 
+    /// Forgets a group: nothing of it can come any more.
+    pub(crate) fn forget(&self, group: &Group) {
+        lock(&self.groups).remove(&group.range);
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         lock(&self.groups).len()
@@ -197,11 +202,12 @@ impl Group {
         }
     }
 
-    /// Forgets keys that another process puts as well, now that it may have the lease. Whether any are left.
-    pub(crate) fn keep_those_put_once(&self) -> bool {
-        let mut state = lock(&self.state);
-        state.suspects.retain(|_, (suspect, _)| suspect.turn.is_none());
-        !state.suspects.is_empty()
+    /// This incarnation has an owner elsewhere.
+    pub(crate) fn owned(&self, suspect: &Suspect, create_revision: i64) {
+        let key = (suspect.key.clone(), suspect.mark.clone());
+        if let Some((known, _)) = lock(&self.state).suspects.get_mut(&key) {
+            known.owned = known.owned.max(create_revision);
+        }
     }
 }
 
@@ -266,6 +272,5 @@ mod tests {
         assert!(group.told(9, [put("m/7", 8)].iter(), 7).is_empty());
         assert_eq!(group.told(10, [put("m/7", 10)].iter(), 7).len(), 1);
         assert!(group.told(10, [put("m/7", 10)].iter(), 9).is_empty(), "another lease's");
-        assert!(!group.keep_those_put_once());
     }
 }

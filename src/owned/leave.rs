@@ -41,6 +41,13 @@ impl Leave {
         &self.keys
     }
 
+    /// Whether who adopts the lease may take the keys up while this has the turn.
+    pub(super) fn gives_way(&self, gives_way: bool) {
+        if let Some(turn) = &self.turn {
+            turn.gives_way(gives_way);
+        }
+    }
+
     /// This incarnation of the keys is ours.
     pub(super) fn owns(&self, create_revision: i64) {
         if self.turn.is_some() {
@@ -92,20 +99,14 @@ impl Leave {
         cleanup.spawn(async move {
             let looked_at = AtomicI64::new(0);
             let work = || async {
+                // Another process that adopts the lease puts the same key: it is not to be taken from that.
+                if self.turn.is_some() && !self.settler.is_kept().await {
+                    return Ok(());
+                }
                 looked_at.store(self.settler.take_back(&self.keys).await?, Ordering::Relaxed);
                 Ok(())
             };
-            let settling = self.settler.settle(WHAT, work);
-            if self.turn.is_some() {
-                tokio::select! {
-                    biased;
-                    // Who adopts the lease puts the same key.
-                    _ = self.settler.lease().lost() => return,
-                    _ = settling => {}
-                }
-            } else {
-                settling.await;
-            }
+            self.settler.settle(WHAT, work).await;
             self.suspect(0, ANY, looked_at.load(Ordering::Relaxed));
         });
     }

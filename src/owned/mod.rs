@@ -55,6 +55,9 @@ impl Owned {
     /// The user is given them.
     pub(crate) fn handed_out(mut self) -> Self {
         self.handed_out = true;
+        if let Some(leave) = self.leave.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            leave.gives_way(true);
+        }
         self
     }
 
@@ -202,6 +205,7 @@ impl Owned {
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
         let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        leave.gives_way(false);
         // What was lost before stays lost for its own reason.
         let stand = self.fences.iter().filter(|fence| fence.is_valid());
         stand.for_each(|fence| fence.fall(LostReason::Released));

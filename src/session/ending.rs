@@ -22,8 +22,8 @@ pub(super) struct GiveBack {
     pub(super) client: Client,
     pub(super) lease: i64,
     pub(super) cleanup: Cleanup,
-    /// How long the lease lives at least if it is not renewed: work that comes before the revoke gets no more time.
-    pub(super) remaining: Duration,
+    /// How long the work that comes before the revoke gets.
+    pub(super) patience: Duration,
     /// After this long it has ended by itself.
     pub(super) ttl: Duration,
 }
@@ -74,8 +74,7 @@ impl Ending {
 }
 
 async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
-    let GiveBack { client, lease, cleanup, remaining, ttl } = give_back;
-    let patience = client.transport().limits().request_timeout.min(remaining);
+    let GiveBack { client, lease, cleanup, patience, ttl } = give_back;
     if timeout(patience, cleanup.may_revoke()).await.is_err() {
         tracing::debug!(
             lease = format_args!("{lease:x}"),

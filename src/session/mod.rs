@@ -157,9 +157,10 @@ impl Session {
     /// taken back in the background, while the process and its client last. So release, and wait for that, what the
     /// adopter is not to find: it may take up a key whose deletion is under way, and lose it.
     ///
-    /// One thing cannot be mended from here: a request for a [`Mutex`](crate::Mutex) or an
-    /// [`Election`](crate::Election) that got no answer, and is applied after this. Its key is the adopter's, too, and
-    /// stays until the adopter takes and releases that lock, or the lease ends.
+    /// One thing is mended only where the same client (or a clone) adopts the lease: a request for a
+    /// [`Mutex`](crate::Mutex) or an [`Election`](crate::Election) that got no answer, and is applied after this. Its key is
+    /// the adopter's, too. Where another adopts the lease, or where it is applied before that, it stays until the adopter
+    /// takes and releases that lock, or the lease ends.
     pub fn orphan(self) -> i64 {
         self.inner.let_go.store(true, Ordering::Relaxed);
         // The caller may hold a borrow of the state.
@@ -185,7 +186,7 @@ impl Session {
         // The caller may hold a borrow of the state.
         lease.end(LostReason::Closed);
         if !inner.let_go.load(Ordering::Relaxed) {
-            inner.give_back(remaining);
+            inner.give_back(self.patience().min(remaining));
         }
         let revoked = inner.ending.wait().await;
         let drained = tokio::time::timeout(self.patience(), self.cleanup().drained()).await;
@@ -229,11 +230,11 @@ impl Session {
 }
 
 impl Inner {
-    /// Revokes the lease in the background. If it is not renewed it lives for the `remaining` time at least.
-    fn give_back(&self, remaining: Duration) {
+    /// Revokes the lease in the background, once what needs the lease is settled, or that has had its time.
+    fn give_back(&self, patience: Duration) {
         let (client, lease) = (self.settler.client().clone(), self.settler.lease());
         let (id, ttl, cleanup) = (lease.id(), lease.ttl(), self.settler.cleanup().clone());
-        self.ending.begin(GiveBack { client, lease: id, cleanup, remaining, ttl });
+        self.ending.begin(GiveBack { client, lease: id, cleanup, patience, ttl });
     }
 }
 
@@ -252,6 +253,7 @@ impl Drop for Inner {
         // The dropping task may hold a borrow of the state.
         let reason = lease.end(LostReason::Closed);
         if !matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
+            // No caller waits for it, and the lease lives for so long at least.
             self.give_back(remaining);
         }
     }

@@ -5,12 +5,14 @@
 //! That costs no RPC while nothing happens. Once the lease is gone the server refuses the put.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::settle::{Settler, is_final};
 use crate::error::{ErrorKind, LostReason, Result};
+use crate::lease::Lease;
 use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
@@ -22,8 +24,8 @@ impl Settler {
     /// Takes a key away whenever it is put without an owner in this process, until the lease ends. At the revision `since`
     /// it was not there, or had its owner; 0 if nobody looked.
     ///
-    /// Where the session was orphaned, this goes on for keys that are put once; one that the adopter puts as well cannot
-    /// be told from the adopter's.
+    /// Where the session was orphaned, this goes on. A key that the adopter puts as well is taken away only where a session
+    /// of this client has adopted the lease: another's cannot be told from it.
     pub(crate) fn look_out_for(&self, suspect: Suspect, since: i64) {
         if let Some(group) = self.lease().suspects().add(suspect, since) {
             let settler = self.clone();
@@ -35,21 +37,48 @@ impl Settler {
     async fn follow(&self, group: &Arc<Group>) {
         tokio::select! {
             biased;
-            () = self.gone(group) => {}
+            () = self.gone() => self.lease().suspects().forget(group),
             () = self.look_out(group) => {}
         }
     }
 
     /// Resolves once nothing can come any more.
-    async fn gone(&self, group: &Group) {
-        if self.lease().lost().await != LostReason::Orphaned || !group.keep_those_put_once() {
+    async fn gone(&self) {
+        if self.lease().lost().await != LostReason::Orphaned {
             return;
         }
+        while self.is_kept().await {
+            let Some(holder) = self.holder() else { continue };
+            let reason = holder.lost().await;
+            if !matches!(reason, LostReason::Orphaned | LostReason::Expired) {
+                return;
+            }
+        }
+    }
+
+    /// Who keeps the lease alive in this process: a session of this client.
+    fn holder(&self) -> Option<Arc<Lease>> {
+        self.client().leases().holder(self.lease().id())
+    }
+
+    /// True once a session of this client keeps the lease alive, false once it is gone.
+    pub(crate) async fn is_kept(&self) -> bool {
+        let mut next_look = Instant::now() + second_look();
         loop {
-            sleep(second_look()).await;
+            if self.holder().is_some() {
+                return true;
+            }
+            if !matches!(self.lease().lost_reason(), None | Some(LostReason::Orphaned)) {
+                return false;
+            }
+            sleep(PAUSE).await;
+            if Instant::now() < next_look {
+                continue;
+            }
+            next_look = Instant::now() + second_look();
             match self.client().transport().lease_time_to_live(self.lease().id(), false).await {
-                Ok(answer) if answer.value.ttl < 0 => return,
-                Err(error) if is_final(error.kind()) => return,
+                Ok(answer) if answer.value.ttl < 0 => return false,
+                Err(error) if is_final(error.kind()) => return false,
                 _ => {}
             }
         }
@@ -127,6 +156,11 @@ impl Settler {
     /// Deletes keys that have no owner, each of its incarnation.
     async fn remove(&self, group: &Group, strays: Vec<(Suspect, i64)>) {
         for (suspect, created) in strays {
+            if suspect.turn.is_some() && self.holder().is_none() {
+                // It came while another process may have the lease, and may be that one's.
+                group.owned(&suspect, created);
+                continue;
+            }
             // Who has the turn may be about to find the key and take it for its own. So it is waited for, behind all
             // others, and kept until it is known that no delete is under way.
             let _turn = match &suspect.turn {
@@ -179,3 +213,5 @@ pub(crate) fn delete_each(keys: &[(Bytes, i64)]) -> Txn {
 
 /// How many keys are read at once: a server takes 128 operations in one transaction by default.
 const AT_ONCE: usize = 32;
+/// How often one looks whether an orphaned lease has been adopted here.
+const PAUSE: Duration = Duration::from_millis(250);

@@ -36,4 +36,5 @@ mod sessions;
 mod stm;
 mod stragglers;
 mod support;
+mod under_way;
 mod vouched;

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::core::{Core, Item, read_returns};
 use super::keys::Keys;
 use crate::client::Client;
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::transport::Answer;
@@ -154,12 +154,17 @@ impl Settler {
         }
     }
 
-    /// The same for what the end of the lease does, too.
+    /// The same for what the end of the lease does, too. Where the session is orphaned another may keep the lease alive.
     pub(super) async fn while_leased(self, txn: Txn) {
         let lease = self.lease.clone();
+        let ended = async {
+            if lease.lost().await == LostReason::Orphaned {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
-            _ = lease.lost() => {}
+            () = ended => {}
             () = self.one_of(txn, None) => {}
         }
     }
