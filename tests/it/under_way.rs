@@ -100,7 +100,7 @@ async fn a_take_under_way_is_settled_before_a_dropped_session_is_revoked() {
     let others = Queue::new(&other, "q").unwrap();
     others.enqueue("x").await.unwrap();
     let session = Session::open(&fake.client_for("a")).await.unwrap();
-    fake.fault(On::response(Rpc::Txn).client("a").matching(puts).once(), Do::delay(S(1)));
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts).once(), Do::delay(S(1)));
     let queue = Queue::new(&session, "q").unwrap();
     timeout(Duration::from_millis(500), queue.dequeue()).await.expect_err("not answered yet");
     let down = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts), Do::cut());
