@@ -262,8 +262,11 @@ impl Task {
                 }
             },
         }
-        if self.advance.take_if(|advance| now >= *advance).is_some() {
-            self.table.advance();
+        if let Some(due) = self.advance.take_if(|advance| now >= *advance) {
+            match self.pulse.stood_still(due.into_std(), now.into_std()) {
+                true => self.table.stood_still(),
+                false => self.table.advance(),
+            }
         }
     }
 

@@ -15,6 +15,8 @@ pub(super) struct Pulse {
     patience: Duration,
     /// Since when the oldest unanswered create is the next to be answered.
     waiting: Option<Instant>,
+    /// This process has stood still since.
+    stood_still: bool,
 }
 
 /// What to do about it.
@@ -32,7 +34,8 @@ impl Pulse {
     /// Of a stream that is opened after so many in a row whose answers did not come in time: one that is large takes
     /// long on a slow line, and nothing is heard while it is on its way.
     pub(super) fn new(now: Instant, deaths: u32) -> Self {
-        Self { opened: now, heard: now, patience: ANSWER * (1 << deaths.min(MOST_DOUBLINGS)), waiting: None }
+        let patience = ANSWER * (1 << deaths.min(MOST_DOUBLINGS));
+        Self { opened: now, heard: now, patience, waiting: None, stood_still: false }
     }
 
     /// For how long something was heard.
@@ -59,6 +62,12 @@ impl Pulse {
     /// When to look again.
     pub(super) fn due(&self) -> Instant {
         self.waiting.map_or(self.heard + SILENCE, |waiting| waiting + self.patience)
+    }
+
+    /// True for a look that comes so late that this process stood still: what came meanwhile may be unread. Once a
+    /// stream, lest a process that is always late never looks.
+    pub(super) fn stood_still(&mut self, due: Instant, now: Instant) -> bool {
+        now > due + STALL && !std::mem::replace(&mut self.stood_still, true)
     }
 
     /// Looks.

@@ -178,6 +178,11 @@ impl Table {
         self.tried = self.last_id;
     }
 
+    /// This process stood still: that the stream breaks meanwhile says nothing about those who are tried.
+    pub(super) fn stood_still(&mut self) {
+        self.trials.closed();
+    }
+
     /// The stream is gone, and every watch with it.
     pub(super) fn closed(&mut self) {
         self.open = false;

@@ -138,7 +138,7 @@ impl Trials {
         }
     }
 
-    /// The stream was closed, which says nothing about those who are tried.
+    /// The stream was closed, or this process stood still, which says nothing about those who are tried.
     pub(super) fn closed(&mut self) {
         let Some(careful) = &mut self.careful else { return };
         if let Step::Trying(group) | Step::Asking(group) = std::mem::take(&mut careful.step) {

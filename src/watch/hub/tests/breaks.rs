@@ -114,6 +114,30 @@ async fn no_watch_is_ended_for_streams_that_break_by_themselves() {
     }
 }
 
+/// A process that is frozen between short spells of work has its connection cut each time. On waking it looked at the
+/// clock before it heard of the cut, put its only watch onto the dead stream, and ended it after five times.
+#[tokio::test(start_paused = true)]
+async fn no_watch_is_ended_for_streams_that_break_while_the_process_stands_still() {
+    let (mut server, hub) = rig();
+    let mut watcher = hub.watch(Watch::key("a"));
+    for _ in 0..40 {
+        let opened = timeout(Duration::from_secs(60), server.accept()).await;
+        let mut wire = opened.expect("the watch goes on");
+        let serving = async {
+            while let Some(request) = wire.next_request().await {
+                let RequestUnion::CreateRequest(create) = request else { continue };
+                wire.acknowledge(create.watch_id, 1);
+            }
+        };
+        timeout(Duration::from_millis(100), serving).await.expect_err("it is open");
+        // Of all who are woken at once by the clock's jump this test is the first.
+        let hour = tokio::time::advance(Duration::from_secs(3_600));
+        tokio::join!(tokio::time::sleep(Duration::from_millis(1)), hour);
+        wire.fail(tonic::Status::unavailable("cut"));
+    }
+    assert_eq!(poll_times(1, watcher.next()).await.map(drop), None, "it goes on");
+}
+
 /// Two megabytes on a slow line: nothing is heard while they are on their way, and the stream was closed after 15 s, each
 /// time.
 #[tokio::test(start_paused = true)]
