@@ -1,8 +1,9 @@
 //! A live copy of a few keys or of a prefix: read once, then followed by its watch, one revision at a time.
 //!
 //! The watch starts at "now" and is acknowledged before the read, so nothing falls between the two; what the watch
-//! tells of revisions that the read has seen is passed over. Compaction loses events: it is read anew, and the
-//! difference from the old copy is what has changed; that is a gap, since what came and went meanwhile is not seen.
+//! tells of revisions that the read has seen is passed over. Where events are lost, by compaction or as a count shows, it
+//! is read anew, and the difference from the old copy is what has changed; that is a gap, since what came and went
+//! meanwhile is not seen.
 //!
 //! **Several parts** are several watches, which have no order between them after a broken connection, or when the server
 //! falls behind with one of them. What is decided by two of them must be something that no later event unmakes: a key
@@ -41,7 +42,7 @@ pub(crate) struct View {
     pending: VecDeque<Event>,
     /// When to look whether a deletion was lost.
     look: Option<Instant>,
-    /// A count that differs from what was seen up to then: what is missing is late, or lost.
+    /// A count that is yet to be compared: what it differs by is late, or lost.
     doubt: Option<Doubt>,
     copy: Copy,
     /// Which keys under the first part count: by its start, and the key.
@@ -57,11 +58,18 @@ pub(crate) struct View {
     again: Option<Instant>,
 }
 
-/// So many keys were there at a revision.
+/// So many keys were there at a revision. By what is told of that revision and those before it, so many should have been.
 #[derive(Debug)]
 struct Doubt {
     revision: i64,
     keys: usize,
+    told: usize,
+}
+
+impl Doubt {
+    fn is_short(&self) -> bool {
+        self.keys != self.told
+    }
 }
 
 /// What failed.
@@ -207,35 +215,29 @@ impl View {
                 biased;
                 events = watcher.next() => {
                     let events = events.map_err(Failed::Watch)?;
-                    // What one watch tells after a revision says that all before it was told.
-                    let told = if events.events.is_empty() { events.revision + 1 } else { first(&events) };
+                    // A report says that all up to its revision was told.
+                    let passed = events.events.is_empty().then_some(events.revision.saturating_add(1));
                     self.pending.extend(news(events, read_at));
-                    if parts.len() == 1 && let Some(doubt) = self.doubt.take_if(|doubt| told > doubt.revision)
-                        && doubt.keys != self.copy.ages.len()
-                    {
-                        self.read_at = None;
-                        return self.read().await.map_err(Failed::Read);
+                    if is_short(&mut self.doubt, parts, passed) {
+                        return self.read_anew().await;
                     }
                 }
                 () = look => {
                     // Servers before 3.4.36 and 3.5.18 can lose a deletion at the edge of a compaction. One that
                     // is only late gets some time to come: a read would pass over what happened in between.
                     match self.doubt.take() {
-                        Some(doubt) if doubt.keys != self.copy.ages.len() => {
-                            self.read_at = None;
-                            return self.read().await.map_err(Failed::Read);
-                        }
+                        Some(doubt) if doubt.is_short() => return self.read_anew().await,
                         Some(_) => self.look = Some(Instant::now() + second_look()),
                         None => {
                             // A count that fails is made another time.
                             self.look = Some(Instant::now() + second_look());
                             match count(client, parts).await {
-                                Ok((revision, keys)) if keys != self.copy.ages.len() => {
+                                Ok((revision, keys)) => {
                                     self.look = Some(Instant::now() + LATE);
-                                    self.doubt = Some(Doubt { revision, keys });
+                                    self.doubt = Some(Doubt { revision, keys, told: self.copy.ages.len() });
                                 }
                                 Err(error) if client.transport().is_final(error.kind()) => return Err(Failed::Read(error)),
-                                Ok(_) | Err(_) => {}
+                                Err(_) => {}
                             }
                         }
                     }
@@ -243,8 +245,24 @@ impl View {
             }
         }
         let next = self.pending.front().map(revision);
+        if is_short(&mut self.doubt, &self.parts, next) {
+            return self.read_anew().await;
+        }
         let one = self.pending.iter().take_while(|event| Some(revision(event)) == next).count();
-        Ok(self.pending.drain(..one).filter_map(|event| self.copy.apply(event)).collect())
+        let mut changes = Vec::new();
+        for event in self.pending.drain(..one) {
+            let before = self.copy.ages.len();
+            changes.extend(self.copy.apply(event));
+            if let Some(doubt) = self.doubt.as_mut().filter(|doubt| next <= Some(doubt.revision)) {
+                doubt.told = (doubt.told + self.copy.ages.len()).saturating_sub(before);
+            }
+        }
+        Ok(changes)
+    }
+
+    async fn read_anew(&mut self) -> Result<Vec<Change>, Failed> {
+        self.read_at = None;
+        self.read().await.map_err(Failed::Read)
     }
 
     async fn read(&mut self) -> Result<Vec<Change>> {
@@ -259,6 +277,13 @@ impl View {
         let old = std::mem::replace(&mut self.copy, fresh);
         Ok(self.copy.since(old))
     }
+}
+
+/// Whether a count is passed, as what comes next is of this revision, and what was told up to it does not come to it. Each
+/// of several parts passes it by itself: there only time tells.
+fn is_short(doubt: &mut Option<Doubt>, parts: &[(Bytes, Bytes)], next: Option<i64>) -> bool {
+    let passed = doubt.take_if(|doubt| parts.len() == 1 && next > Some(doubt.revision));
+    passed.is_some_and(|doubt| doubt.is_short())
 }
 
 fn watch(parts: &[(Bytes, Bytes)]) -> Watch {
@@ -308,11 +333,6 @@ async fn count(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<(i64, usize)
     let (revision, answers) = range(client, ranges(parts, true)).await?;
     let keys = answers.iter().map(|answer| usize::try_from(answer.count).unwrap_or_default()).sum();
     Ok((revision, keys))
-}
-
-/// The revision of the first event.
-fn first(events: &Events) -> i64 {
-    events.events.first().map_or(0, revision)
 }
 
 fn revision(event: &Event) -> i64 {

@@ -181,8 +181,9 @@ impl Election {
     }
 
     /// Follows the election: who leads now, then every change of the leader or of its value, and every empty seat
-    /// (None). One RPC at the start, none per change; reconnects and compactions are outlived. Nothing is sent before
-    /// the first item is asked for. What a compaction left out is counted, see [`Observer::gaps`].
+    /// (None). One RPC at the start, none per change; reconnects and compactions are outlived. Every one to two minutes
+    /// one more counts the candidates, after deletions that old servers lose. Nothing is sent before the first item is
+    /// asked for. Where something may have been left out, [`Observer::gaps`] tells.
     ///
     /// It ends with an error when the election's session is lost, or watching is refused. Go's `Observe`.
     pub fn observe(&self) -> Observer {

@@ -12,9 +12,9 @@ use crate::view::View;
 /// A stream of who leads: made by [`Election::observe`](super::Election::observe).
 ///
 /// The first item is the present leader, or None; then there is one for every change of the leader or its value, and
-/// None for every empty seat. None is told twice, and the latest is always told. None is left out either, unless the
-/// server has compacted what happened while the connection was broken: [`gaps`](Observer::gaps) tells. An error is the
-/// last item.
+/// None for every empty seat. None is told twice, and the latest is always told. None is left out either, but where the
+/// candidates had to be read anew, of which [`gaps`](Observer::gaps) tells: what happened between two reads is not seen. An
+/// error is the last item.
 ///
 /// ```
 /// # use etcd_concurrency::{Election, Session, fake::FakeEtcd};
@@ -45,6 +45,11 @@ impl Observer {
 
     /// In how many places, up to the item that came last, leaders or values may have been left out: between that item and
     /// the one before it, if the number has grown.
+    ///
+    /// There are two reasons. The server has compacted what this client was yet to be told, while the connection was broken
+    /// or the items were not asked for quickly enough. Or the candidates, whom the client counts every one to two minutes,
+    /// were not as many as the watch had told of up to the count: the server lost a deletion (before 3.4.36 and 3.5.18 it
+    /// can), or what was missing had not come five seconds later, as while no stream can be opened.
     ///
     /// ```
     /// # use etcd_concurrency::Observer;

@@ -40,9 +40,9 @@ pub enum MemberChange {
 /// A stream of what happens in a group: made by [`Membership::changes`](super::Membership::changes).
 ///
 /// The first item is [`Present`](MemberChange::Present); then there is one for each change, in the order of the changes.
-/// None is left out, and none told twice; but where the server has compacted what happened while the connection was
-/// broken, what is told is the difference: whoever came and went meanwhile is not mentioned, and of several updates the
-/// last is. [`gaps`](MemberChanges::gaps) tells. An error is the last item.
+/// None is left out, and none told twice; but where the members had to be read anew, of which
+/// [`gaps`](MemberChanges::gaps) tells, what is told is the difference: a member that came and went meanwhile is not
+/// mentioned, and of several updates the last is. An error is the last item.
 ///
 /// ```
 /// # use etcd_concurrency::{MemberChange, MemberChanges, Membership, Session, fake::FakeEtcd};
@@ -73,6 +73,11 @@ impl MemberChanges {
 
     /// In how many places, up to the item that came last, changes may have been left out: just before it, if the number
     /// has grown. The picture is complete all the same.
+    ///
+    /// There are two reasons. The server has compacted what this client was yet to be told, while the connection was broken
+    /// or the items were not asked for quickly enough. Or the members, whom the client counts every one to two minutes, were
+    /// not as many as the watch had told of up to the count: the server lost a departure (before 3.4.36 and 3.5.18 it can),
+    /// or what was missing had not come five seconds later, as while no stream can be opened.
     pub fn gaps(&self) -> u64 {
         self.steps.gaps()
     }

@@ -1,24 +1,22 @@
 //! Memberships.
 
-use std::collections::BTreeMap;
+mod faults;
+mod schedules;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::{
-    ErrorKind, LostReason, MemberChange, MemberChanges, Membership, Op, Peer, Session, Txn,
-};
+use etcd_concurrency::{ErrorKind, LostReason, MemberChange, MemberChanges, Membership, Op, Session, Txn};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-use super::world::{CLIENTS, TROUBLED, World, explore, keys, nothing_left, open, patience};
+use super::world::{keys, nothing_left};
 use crate::drops::{MANY, at_most, take_time, tasks};
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
 use crate::support::queue::{LONG, quiet, revoke, session};
-use crate::support::requests::released_unseen;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -30,10 +28,14 @@ async fn next(changes: &mut MemberChanges) -> MemberChange {
     timeout(S(60), changes.next()).await.expect("something happened").expect("no error")
 }
 
-/// What happened, in short.
 async fn told(changes: &mut MemberChanges) -> String {
+    short(next(changes).await)
+}
+
+/// What happened, in short.
+fn short(change: MemberChange) -> String {
     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-    match next(changes).await {
+    match change {
         MemberChange::Present(all) => {
             let all: Vec<_> = all.iter().map(|peer| text(&peer.metadata)).collect();
             format!("={}", all.join(","))
@@ -266,224 +268,5 @@ on_every_backend! {
             }
         }
         panic!("never done: {done:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lost_reply_joins_and_says_once() {
-    let fake = FakeEtcd::start();
-    let session = session(&fake.client()).await;
-    let group = group(&session, "group");
-    for lost in [LoseReply::Error, LoseReply::Hang] {
-        let lose = || fake.fault(On::rpc(Rpc::Txn).once(), Do::lose_reply_by(lost.clone()));
-        lose();
-        let member = group.join("a").await.unwrap();
-        assert_eq!(group.list().await.unwrap().len(), 1);
-        let before = fake.revision();
-        lose();
-        member.update("b").await.unwrap();
-        assert_eq!(fake.revision(), before + 1);
-        member.update("c").await.unwrap();
-        lose();
-        released_unseen(member.leave().await);
-        assert!(fake.snapshot().keys.is_empty());
-    }
-    assert!(session.is_valid());
-}
-
-/// Requests that come long after everybody gave them up: a join leaves no ghost, an update covers no newer one.
-#[tokio::test(start_paused = true)]
-async fn what_comes_late_does_no_harm() {
-    let fake = FakeEtcd::start();
-    let session = session(&fake.client()).await;
-    let group = group(&session, "group");
-    let late = || fake.fault(On::rpc(Rpc::Txn).once(), Do::delay(S(9)));
-    late();
-    let member = group.join("a").await.unwrap();
-    member.leave().await.unwrap();
-    let before = fake.revision();
-    fake.until(|fake| fake.revision() > before).await;
-    timeout(S(20), fake.until(|fake| fake.snapshot().keys.is_empty())).await.expect("the ghost is found");
-    let member = group.join("a").await.unwrap();
-    late();
-    timeout(S(1), member.update("old")).await.expect_err("it takes nine seconds");
-    member.update("new").await.unwrap();
-    sleep(S(20)).await;
-    assert_eq!(said(&group).await, ["new"]);
-    // And where nothing is known until the end: an error, and no ghost.
-    let lost = fake.fault(On::rpc(Rpc::Txn), Do::lose_reply());
-    group.join("b").await.unwrap_err();
-    lost.remove();
-    timeout(S(20), fake.until(|fake| fake.snapshot().keys.len() == 1)).await.unwrap();
-    drop(member);
-    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
-}
-
-/// The stream breaks, members come, go and change, and all of that is compacted before the follower is back: it is told
-/// the difference.
-#[test]
-fn a_follower_survives_cuts_and_compaction() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let fake = backend.fake().unwrap();
-        let (session, watching) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
-        let (group, mut changes) = (group(&session, "group"), group(&watching, "group").changes());
-        assert_eq!(told(&mut changes).await, "=");
-        let (stays, goes) = (group.join("stays").await.unwrap(), group.join("goes").await.unwrap());
-        assert_eq!((told(&mut changes).await, told(&mut changes).await), ("+stays".into(), "+goes".into()));
-        for stall in [false, true] {
-            if stall {
-                fake.stall_streams("w");
-            } else {
-                fake.cut_streams("w");
-            }
-            stays.update(format!("{stall}")).await.unwrap();
-            assert_eq!(told(&mut changes).await, format!("~{stall}"));
-        }
-        assert_eq!(changes.gaps(), 0);
-        let away = fake.fault(On::open(Rpc::Watch).client("w"), Do::cut());
-        fake.cut_streams("w");
-        goes.leave().await.unwrap();
-        group.join("unseen").await.unwrap().leave().await.unwrap();
-        stays.update("1").await.unwrap();
-        stays.update("2").await.unwrap();
-        let new = group.join("new").await.unwrap();
-        client_noise(fake).await;
-        fake.compact(fake.revision()).unwrap();
-        away.remove();
-        for change in ["-goes", "~2", "+new"] {
-            assert_eq!((told(&mut changes).await, changes.gaps()), (change.to_owned(), 1));
-        }
-        new.leave().await.unwrap();
-        assert_eq!((told(&mut changes).await, changes.gaps()), ("-new".to_owned(), 1));
-        // An event that an old server lost is missed by count.
-        fake.fault(On::response(Rpc::Watch).client("w").once(), Do::vanish());
-        stays.leave().await.unwrap();
-        let late = timeout(S(130), changes.next()).await.unwrap().unwrap();
-        assert!(matches!(late, MemberChange::Left(peer) if peer.metadata == "2"));
-        drop(changes);
-        fake.until(|fake| fake.watchers() == 0).await;
-    });
-}
-
-async fn client_noise(fake: &FakeEtcd) {
-    fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
-}
-
-/// Cut off, it is gone when its lease is; healed, it is here again.
-#[tokio::test(start_paused = true)]
-async fn one_that_remains_outlives_an_outage() {
-    let fake = FakeEtcd::start();
-    let session = Session::builder(&fake.client_for("a")).ttl(S(10)).open().await.unwrap();
-    let resident = group(&session, "group").remain("a").await.unwrap();
-    fake.partition("a");
-    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
-    assert!(resident.fence().is_none() && !session.is_valid());
-    resident.update("b");
-    sleep(S(100)).await;
-    fake.heal("a");
-    timeout(S(10), fake.until(|fake| fake.snapshot().keys.iter().any(|kv| kv.value == "b"))).await.unwrap();
-    // No permission: it ends, and says so.
-    let refused = tonic::Status::permission_denied("etcdserver: permission denied");
-    let fault = fake.fault(On::rpc(Rpc::Txn), Do::fail(refused));
-    resident.update("c");
-    assert_eq!(*resident.ended().await.kind(), ErrorKind::PermissionDenied);
-    fault.remove();
-    drop((resident, session));
-    fake.until(|fake| fake.leases() == 0 && fake.snapshot().keys.is_empty()).await;
-}
-
-/// Members that join, speak, leave and are dropped, residents that stay, followers, and everything that goes wrong. In
-/// the end each follower's picture is the store's, the residents are there, and nobody else is.
-#[test]
-fn random_schedules() {
-    explore(async |world: World| {
-        let mut actors = JoinSet::new();
-        for actor in 0..6 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
-        }
-        let mut residents = Vec::new();
-        for (actor, _) in CLIENTS.iter().enumerate() {
-            let client = world.client(actor);
-            residents.push(loop {
-                let session = open(&client).await;
-                if let Ok(resident) = group(&session, "group").remain(format!("r{actor}")).await {
-                    break resident;
-                }
-            });
-        }
-        let mut followers = JoinSet::new();
-        for actor in 0..3 {
-            let client = world.client(actor);
-            followers.spawn(async move { follow(open(&client).await).await });
-        }
-        actors.join_all().await;
-        sleep(TROUBLED).await;
-        let last = |world: &World| {
-            let mut said: Vec<_> = world.fake.snapshot().keys.iter().map(|kv| kv.value.clone()).collect();
-            said.sort();
-            said
-        };
-        let settled = world.fake.until(|_| last(&world) == ["r0", "r1", "r2"]);
-        timeout(S(120), settled).await.unwrap_or_else(|_| panic!("{:?}: {residents:?}", last(&world)));
-        sleep(S(60)).await;
-        let there: Vec<Peer> = group(&open(&world.fake.client()).await, "group").list().await.unwrap();
-        for picture in followers.join_all().await.into_iter().flatten() {
-            assert_eq!(picture, there.iter().map(|peer| (peer.key.clone(), peer.clone())).collect());
-        }
-        drop(residents);
-        world.fake.until(|fake| fake.snapshot().keys.is_empty()).await;
-    });
-
-    /// The picture that one follower has in the end; none where its session was lost.
-    async fn follow(session: Session) -> Option<BTreeMap<Bytes, Peer>> {
-        let (mut changes, mut picture) = (group(&session, "group").changes(), BTreeMap::new());
-        let end = tokio::time::Instant::now() + TROUBLED * 4;
-        loop {
-            match tokio::time::timeout_at(end, changes.next()).await {
-                Err(_) => return Some(picture),
-                Ok(Err(error)) => {
-                    assert!(!session.is_valid(), "{error}");
-                    return None;
-                }
-                Ok(Ok(MemberChange::Present(all))) => {
-                    picture.extend(all.into_iter().map(|peer| (peer.key.clone(), peer)));
-                }
-                Ok(Ok(MemberChange::Joined(peer))) => {
-                    assert!(picture.insert(peer.key.clone(), peer).is_none(), "it was here already");
-                }
-                Ok(Ok(MemberChange::Updated(peer))) => {
-                    let before = picture.insert(peer.key.clone(), peer.clone()).expect("it was here");
-                    assert!(before.mod_revision < peer.mod_revision);
-                }
-                Ok(Ok(MemberChange::Left(peer))) => {
-                    assert_eq!(picture.remove(&peer.key).as_ref(), Some(&peer));
-                }
-                Ok(Ok(other)) => panic!("{other:?}"),
-            }
-        }
-    }
-
-    async fn act(world: World, actor: usize) {
-        let (mut rng, client) = (world.rng(actor), world.client(actor));
-        let mut session = open(&client).await;
-        for _ in 0..8 {
-            if !session.is_valid() {
-                session = open(&client).await;
-            }
-            let limit = patience(&mut rng);
-            if let Ok(Ok(member)) = timeout(limit, group(&session, "group").join("m")).await {
-                sleep(Duration::from_millis(rng.u64(0..2_000))).await;
-                let limit = patience(&mut rng);
-                if let Ok(Ok(())) = timeout(limit, member.update("n")).await {
-                    world.recorded(member.token()).await;
-                }
-                if rng.bool() {
-                    let limit = patience(&mut rng);
-                    let _ = timeout(limit, member.leave()).await;
-                }
-            }
-            sleep(Duration::from_millis(rng.u64(0..2_000))).await;
-        }
     }
 }
