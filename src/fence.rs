@@ -340,9 +340,13 @@ impl FencedTxn<'_> {
         // Saves the server the trouble, and whoever wakes late the wait for its answer.
         self.fence.check()?;
         let fenced = |txn: Txn| self.fence.stands_whole().fold(txn, Txn::compare);
-        // The fence's own failure must not be taken for that of the user's compares.
+        // The fence's own failure must not be taken for that of the user's compares: where there are none of the user's, what
+        // is to be applied when they fail is never reached, and must not be when the fence's do.
         let flat = self.txn.is_unconditional();
-        let request = if flat { fenced(self.txn) } else { fenced(Txn::new()).success(Op::txn(self.txn)) };
+        let request = match flat {
+            true => fenced(self.txn.without_failure()),
+            false => fenced(Txn::new()).success(Op::txn(self.txn)),
+        };
         // Of compares alone, or with serializable reads only, one member would tell from what may be the past.
         let (request, added) = request.vouched();
         // A lease that is not found is not the fence's: while its key stands, so does its lease.

@@ -91,6 +91,12 @@ impl Txn {
     pub(crate) fn is_unconditional(&self) -> bool {
         self.compare.is_empty()
     }
+
+    /// The same without operations for when a compare does not hold.
+    pub(crate) fn without_failure(mut self) -> Self {
+        self.failure.clear();
+        self
+    }
 }
 
 impl From<Txn> for pb::TxnRequest {

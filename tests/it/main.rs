@@ -19,6 +19,7 @@ mod drops;
 mod election;
 mod facts;
 mod faults;
+mod fences;
 mod garbage;
 mod harness;
 mod hostile;
