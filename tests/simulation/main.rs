@@ -5,7 +5,7 @@
 //! - `SIM_SEEDS=100000` runs so many fresh ones, on as many threads as there are processors; `SIM_SECONDS=60` as many as
 //!   there is time for.
 //! - `SIM_KIND=Stm` has actors of that kind alone; `SIM_FROM=1` begins with that seed; `SIM_JOBS=1` takes one thread.
-//! - `SIM_WIDE=all` lets everything go wrong of `wide.rs`, too; or only what it names.
+//! - `SIM_WIDE=-Lag,-Orphan` leaves out what is named of `wide.rs`; `SIM_WIDE=Lag` has of that only what is named.
 //! - `SIM_SHRINK=0` leaves a schedule that fails as it is.
 //!
 //! A seed that fails is printed, and runs again exactly as it did. What it fails without is left out: the smallest

@@ -18,6 +18,14 @@ fn every_mutation_applies_in_one_place() {
     for entry in std::fs::read_dir(root.join("tests/simulation/mutations")).expect("a folder") {
         let path = entry.expect("an entry").path();
         let text = std::fs::read_to_string(&path).expect("readable");
+        for test in text.lines().filter_map(|line| line.strip_prefix("test: ")) {
+            let (target, name) = test.split_once(' ').unwrap_or_default();
+            let folder = root.join(if target == "lib" { "src" } else { "tests" });
+            let function = format!("fn {}(", name.rsplit("::").next().unwrap_or_default());
+            if !has(&folder, &function) {
+                wrong.push(format!("{}: there is no test {test}", path.display()));
+            }
+        }
         for place in places(&text) {
             seen += 1;
             let source = std::fs::read_to_string(root.join(&place.file)).unwrap_or_default();
@@ -31,6 +39,16 @@ fn every_mutation_applies_in_one_place() {
     }
     assert!(wrong.is_empty(), "to be pointed at what has taken its place:\n{}", wrong.join("\n"));
     assert!(seen > 20, "{seen}");
+}
+
+/// Whether a file in a folder has this in it.
+fn has(folder: &Path, what: &str) -> bool {
+    let mut entries =
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.any(|path| match path.is_dir() {
+        true => has(&path, what),
+        false => std::fs::read_to_string(&path).is_ok_and(|text| text.contains(what)),
+    })
 }
 
 fn places(text: &str) -> Vec<Place> {

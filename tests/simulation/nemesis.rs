@@ -103,7 +103,9 @@ pub(crate) async fn strike(world: Rc<World>, start: Instant, event: Event) {
         What::RefuseTokens { times, outdated: true } => fake.outdate_tokens(times),
         What::RefuseTokens { times, outdated: false } => fake.refuse_tokens(times),
         What::BreakName { number } => break_name(&world, number).await,
-        What::Orphan { client, slot, by, after } => orphan(&world, (client, slot), by, after).await,
+        What::Orphan { client, slot, by, after, used } => {
+            orphan(&world, (client, slot), by, after, used).await
+        }
     }
 }
 
@@ -175,12 +177,20 @@ async fn break_keys(world: &World, keys: &[KeyValue]) {
 }
 
 /// Orphans a session under those who use it, and lets a client adopt the lease.
-async fn orphan(world: &World, from: (usize, usize), by: usize, after: Duration) {
-    let Some(session) = world.take_session(from.0, from.1) else { return };
+async fn orphan(world: &World, from: (usize, usize), by: usize, after: Duration, used: bool) {
+    let Some(session) = world.session(from.0, from.1).filter(Session::is_valid) else { return };
+    drop(world.take_session(from.0, from.1));
+    let orphaned_at = world.fake.revision();
     let lease = session.orphan();
+    world.orphans.borrow_mut().orphaned(lease);
     sleep(after).await;
     let adopting = Session::builder(&world.nodes[by].client).lease(lease).open();
-    if let Ok(Ok(session)) = timeout(BOUND / 2, adopting).await {
-        world.set_session(by, from.1, session);
+    let Ok(Ok(session)) = timeout(BOUND / 2, adopting).await else { return };
+    world.count("adopted");
+    // Of another client's adoption the first knows nothing, and leaves it all that it may have put itself.
+    let between = if by == from.0 { (orphaned_at, world.fake.revision()) } else { (0, i64::MAX) };
+    if used {
+        world.set_session(by, from.1, session.clone());
     }
+    world.orphans.borrow_mut().adopted(session, between, !used);
 }

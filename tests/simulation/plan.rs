@@ -191,12 +191,14 @@ pub(crate) enum What {
     BreakName {
         number: usize,
     },
-    /// A session is orphaned under those who use it, and adopted by a client after a while.
+    /// A session is orphaned under those who use it, and adopted by a client after a while; which only keeps the lease
+    /// then, or uses it.
     Orphan {
         client: usize,
         slot: usize,
         by: usize,
         after: Duration,
+        used: bool,
     },
 }
 
@@ -317,7 +319,7 @@ impl What {
             9 | 10 => (Wide::Several, Self::BreakName { number: rng.usize(..64) }),
             _ => {
                 let (slot, by, after) = (rng.usize(0..2), rng.usize(0..CLIENTS.len()), up_to(rng, 1_000));
-                (Wide::Orphan, Self::Orphan { client, slot, by, after })
+                (Wide::Orphan, Self::Orphan { client, slot, by, after, used: rng.bool() })
             }
         };
         wide::on(of).then_some(what)

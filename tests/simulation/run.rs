@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::checks::record::Record;
-use crate::checks::{left, log};
+use crate::checks::{left, log, orphans};
 use crate::plan::Plan;
 use crate::wide::{self, Wide};
 use crate::world::{BOUND, Phase, World, in_time};
@@ -116,7 +116,9 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
     in_time(plan.setup.length + BOUND, mended).await?;
     nemesis::end(world).await;
     world.set_phase(Phase::Calm);
-    sleep(CALM).await;
+    let calm = Instant::now();
+    orphans::end(world).await?;
+    sleep_until(calm + CALM).await;
     world.set_phase(Phase::Over);
     let over = async {
         while let Some(ended) = actors.join_next().await {
@@ -131,12 +133,12 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
         world.stopped[0].release();
         left::without_owners(world).await?;
     }
-    // Which is told apart by the time that is left to what was given up: enough of it, or none.
+    // What was given up has time to be settled before its session is given back, or none.
     let in_peace = plan.seed.is_multiple_of(2);
     if in_peace && !world.told.borrow().not_taken_off.is_empty() {
         sleep(SETTLED).await;
     }
-    world.told.borrow_mut().count_sessions_that_end(in_peace);
+    world.told.borrow_mut().count_sessions_that_were_lost();
     world.drop_sessions();
     // What they had claimed is free then.
     let gone = in_time(BOUND, world.fake.until(|fake| fake.leases() == 0)).await;

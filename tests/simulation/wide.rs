@@ -1,4 +1,5 @@
-//! What goes wrong only where it is asked for, until the crate bears it: `SIM_WIDE=all`, or names with commas between, `-Name` for without.
+//! What else schedules may have in them: all of this, unless `SIM_WIDE` names what is left out, `-Name` with commas
+//! between; or what is had alone, by its names.
 
 use std::sync::OnceLock;
 
@@ -31,18 +32,16 @@ pub(crate) enum Wide {
     Together,
 }
 
-/// Those that the crate bears.
-const ON: &[Wide] =
-    &[Wide::Victims, Wide::Several, Wide::Tokens, Wide::Resize, Wide::Lead, Wide::Barrier, Wide::Letters];
-
 /// Whether schedules may have it in them.
 pub(crate) fn on(what: Wide) -> bool {
     static ASKED: OnceLock<Vec<String>> = OnceLock::new();
     let asked = ASKED.get_or_init(|| {
         let names = std::env::var("SIM_WIDE").unwrap_or_default();
-        names.split(',').map(str::to_owned).collect()
+        names.split(',').filter(|name| !name.is_empty() && *name != "all").map(str::to_owned).collect()
     });
     let name = format!("{what:?}");
-    let says = |word: &str| asked.iter().any(|asked| asked == word);
-    (ON.contains(&what) || says("all") || says(&name)) && !says(&format!("-{name}"))
+    match asked.iter().any(|asked| !asked.starts_with('-')) {
+        true => asked.contains(&name),
+        false => !asked.contains(&format!("-{name}")),
+    }
 }

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::checks::held::Held;
+use crate::checks::orphans::Orphans;
 use crate::checks::told::Told;
 use crate::plan::{CLIENTS, Plan, Setup};
 
@@ -37,6 +38,7 @@ pub(crate) struct World {
     sessions: RefCell<BTreeMap<(usize, usize), Session>>,
     pub(crate) held: RefCell<Held>,
     pub(crate) told: RefCell<Told>,
+    pub(crate) orphans: RefCell<Orphans>,
     /// Leases that were ended behind their owners' backs, and keys that were deleted, by their create_revisions.
     pub(crate) ended: RefCell<BTreeSet<i64>>,
     pub(crate) broken: RefCell<BTreeSet<i64>>,
@@ -94,6 +96,7 @@ impl World {
             sessions: RefCell::default(),
             held: RefCell::default(),
             told: RefCell::default(),
+            orphans: RefCell::default(),
             ended: RefCell::default(),
             broken: RefCell::default(),
             stopped: [Hold::new(), Hold::new()],

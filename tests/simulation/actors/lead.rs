@@ -10,6 +10,7 @@ use tokio::time::{Duration, sleep};
 use super::Actor;
 use crate::checks::held::{self, Mode};
 use crate::checks::log::CAMPAIGN;
+use crate::checks::orphans::InHand;
 
 pub(super) async fn act(actor: &mut Actor, session: &Session) {
     let Ok(election) = Election::new(session, "election") else { return };
@@ -21,11 +22,13 @@ pub(super) async fn act(actor: &mut Actor, session: &Session) {
             let session = leadership.session().clone();
             let entered = held::enter(&world, "election", Mode::Alone, leadership.fence(), &session);
             let leaves = Leaves(&world, entered);
+            let in_hand = InHand::of(&world, leadership.fence());
             if keeps {
                 kept.borrow_mut().push(leadership);
             }
             sleep(Duration::from_millis(longest)).await;
             drop(leaves);
+            drop(in_hand);
         }
     };
     let leading = election.lead(format!("{CAMPAIGN}{}", world.id()), work);

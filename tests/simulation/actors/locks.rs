@@ -1,17 +1,19 @@
 //! Takes locks of all kinds, writes behind their fences, lets go.
 
 use etcd_concurrency::{
-    Election, Fence, FencedTxn, Leadership, MultiLock, MultiLockGuard, Mutex, MutexGuard, Op, Result, RwLock,
-    RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Session, Stm, StmTxn,
+    Election, Fence, FencedTxn, Leadership, LostReason, MultiLock, MultiLockGuard, Mutex, MutexGuard, Op,
+    Result, RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit, Session, Stm, StmTxn,
 };
 use fastrand::Rng;
 
 use super::{Actor, lead};
 use crate::checks::held::{self, Mode};
 use crate::checks::log::{CAMPAIGN, GUARDED, PROCLAIM, text};
+use crate::checks::orphans::InHand;
 use crate::checks::told::Fate;
 use crate::plan::Kind;
 use crate::wide::{self, Wide};
+use crate::world::World;
 
 const PERMITS: u32 = 3;
 const NAMES: usize = 4;
@@ -42,6 +44,23 @@ impl Guard {
             Self::Locks(guard) => {
                 guard.fences().iter().map(|fence| (name_of(fence), Mode::Alone, fence.clone())).collect()
             }
+        }
+    }
+
+    /// How many keys it holds.
+    fn keys(&self) -> usize {
+        match self {
+            Self::Permit(permit, _) => permit.permits(),
+            Self::Locks(guard) => guard.fences().len(),
+            _ => 1,
+        }
+    }
+
+    async fn lost(&self, first: &Fence) -> LostReason {
+        match self {
+            Self::Permit(permit, _) => permit.lost().await,
+            Self::Locks(guard) => guard.lost().await,
+            _ => first.lost().await,
         }
     }
 
@@ -132,23 +151,32 @@ pub(super) async fn act(actor: &mut Actor, kind: Kind) {
         let enter =
             |(name, mode, fence): (String, Mode, Fence)| held::enter(&world, &name, mode, &fence, &session);
         let mut ids: Vec<Option<u64>> = guard.held().into_iter().map(enter).collect();
+        let in_hand = guard.held().first().map(|(_, _, fence)| InHand::of(&world, fence));
         if ids.contains(&None) {
-            for (name, _, fence) in guard.held() {
-                held::falls(&world, &name, &fence).await;
-            }
+            falls(&world, &guard, &session).await;
         }
         let Some(guard) = hold(actor, guard, &session, &mut ids).await else {
             ids.into_iter().for_each(|id| held::leave(&world, id));
             continue;
         };
         ids.into_iter().for_each(|id| held::leave(&world, id));
-        for (name, _, fence) in guard.held() {
-            held::falls(&world, &name, &fence).await;
-        }
+        falls(&world, &guard, &session).await;
+        drop(in_hand);
         release(actor, guard, &session).await;
         if actor.rng.u8(0..4) > 0 {
             actor.a_while().await;
         }
+    }
+}
+
+/// Without all of its keys a guard is lost, and each of its fences falls.
+async fn falls(world: &World, guard: &Guard, session: &Session) {
+    let fences: Vec<Fence> = guard.held().into_iter().map(|(_, _, fence)| fence).collect();
+    let Some(first) = fences.first() else { return };
+    held::falls(world, (first, guard.keys()), session, guard.lost(first)).await;
+    let valid = fences.iter().filter(|fence| fence.is_valid()).count();
+    if valid > 0 && valid < fences.len() {
+        world.violate(format!("of the fences of one guard some are valid: {fences:?}"));
     }
 }
 
@@ -186,13 +214,18 @@ async fn write(actor: &mut Actor, guard: &Guard, session: &Session) {
         Guard::Locks(guard) => guard.txn(),
         _ => fence.txn(),
     };
-    write_behind(actor, &fence, txn, session).await;
+    write_behind(actor, (&fence, guard.keys()), txn, session).await;
 }
 
-/// By either of both ways to make one.
-pub(super) async fn write_behind(actor: &mut Actor, fence: &Fence, txn: FencedTxn<'_>, session: &Session) {
+/// By either of both ways to make one, behind a fence of so many keys.
+pub(super) async fn write_behind(
+    actor: &mut Actor,
+    (fence, keys): (&Fence, usize),
+    txn: FencedTxn<'_>,
+    session: &Session,
+) {
     let (id, key) = (actor.world.id().to_string(), format!("{GUARDED}{}{}", actor.client, actor.slot));
-    let value = format!("{id} {} {}", fence.token(), text(fence.key()));
+    let value = format!("{id} {} {} {keys}", fence.token(), text(fence.key()));
     actor.world.puts(&id);
     let fate = if actor.rng.u8(0..4) == 0 {
         let stm = Stm::new(session.client()).fenced(fence);

@@ -34,7 +34,7 @@ async fn join(actor: &mut Actor, group: &Membership, session: &Session) {
         actor.a_while().await;
         let updating = member.update(format!("{PROCLAIM}{}", world.id()));
         drop(world.wait("an update", &mut actor.rng, Some(session), updating).await);
-        locks::write_behind(actor, member.fence(), member.txn(), session).await;
+        locks::write_behind(actor, (member.fence(), 1), member.txn(), session).await;
     }
     held::leave(&world, id);
     if actor.rng.u8(0..4) > 0 {

@@ -8,6 +8,7 @@ use etcd_concurrency::{DeadLetter, Error, Job, Op, PriorityQueue, Queue, Result,
 use super::Actor;
 use crate::checks::held::{self, Mode};
 use crate::checks::log::{GUARDED, text};
+use crate::checks::orphans::InHand;
 use crate::checks::told::Fate;
 use crate::wide::{self, Wide};
 use crate::world::{Phase, World};
@@ -54,9 +55,11 @@ async fn work(actor: &mut Actor, line: &Line, session: &Session) {
     let Some(Ok(Some(job))) = taken else { return };
     let value = text(job.value());
     let holds = held::enter(&world, &format!("job {value}"), Mode::Alone, job.fence(), session);
+    let in_hand = InHand::of(&world, job.fence());
     actor.a_while().await;
     let (id, put) = done(&job);
     held::leave(&world, holds);
+    drop(in_hand);
     match actor.rng.u8(0..8) {
         0 => drop(job),
         1 => drop(job.nack().await),
@@ -215,7 +218,7 @@ async fn next<T>(
 /// What an acknowledgement leaves behind.
 fn done(job: &Job) -> (String, Op) {
     let id = format!("{}/{}", text(job.value()), job.token());
-    let value = format!("{id} {} {}", job.token(), text(job.fence().key()));
+    let value = format!("{id} {} {} 1", job.token(), text(job.fence().key()));
     (id, Op::put(format!("{GUARDED}job"), value))
 }
 

@@ -28,7 +28,7 @@ async fn within(actor: &mut Actor, inside: Inside, session: &Session) {
     let id = held::enter(&world, "double", Mode::Shared, inside.fence(), session);
     let ready = world.fake.snapshot().get(READY).map(|kv| kv.create_revision);
     actor.a_while().await;
-    locks::write_behind(actor, inside.fence(), inside.txn(), session).await;
+    locks::write_behind(actor, (inside.fence(), 1), inside.txn(), session).await;
     actor.a_while().await;
     held::leave(&world, id);
     if actor.rng.u8(0..8) == 0 {

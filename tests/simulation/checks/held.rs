@@ -18,6 +18,16 @@ pub(crate) enum Mode {
     Permits(u32, i64),
 }
 
+impl Mode {
+    /// How many keys it takes.
+    fn keys(self) -> usize {
+        match self {
+            Self::Permits(permits, _) => permits as usize,
+            Self::Alone | Self::Shared => 1,
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Held {
     entries: BTreeMap<u64, Entry>,
@@ -36,7 +46,11 @@ struct Entry {
 /// What is held from here on. None where it was lost already, or taken away behind its owner's back.
 pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, session: &Session) -> Option<u64> {
     let lease = session.lease();
-    if world.is_taken(lease, fence.token()) {
+    let snapshot = world.fake.snapshot();
+    let gone = |key: &[u8], token| snapshot.get(key).is_none_or(|kv| kv.create_revision != token);
+    // Who adopts a lease may take up a key whose deletion is under way.
+    let adopted = world.orphans.borrow().knows(lease);
+    if world.is_taken(lease, fence.token()) || adopted && gone(fence.key(), fence.token()) {
         return None;
     }
     if !fence.is_valid() {
@@ -45,16 +59,18 @@ pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, sessio
         return None;
     }
     world.count("held");
-    let snapshot = world.fake.snapshot();
     if snapshot.lease(lease).is_none() {
         world.violate(format!("{name} is held by a lease {lease:x} that has ended: {fence:?}"));
     }
-    if snapshot.get(fence.key()).is_none_or(|kv| kv.create_revision != fence.token()) {
+    if standing(world, fence, lease) < mode.keys() || gone(fence.key(), fence.token()) {
         world.violate(format!("{name} is held by a key that is not there: {fence:?}"));
     }
     let held = &mut *world.held.borrow_mut();
-    held.entries
-        .retain(|_, entry| entry.fence.is_valid() && !world.is_taken(entry.lease, entry.fence.token()));
+    held.entries.retain(|_, Entry { fence, lease, .. }| {
+        let taken = world.is_taken(*lease, fence.token())
+            || world.orphans.borrow().knows(*lease) && gone(fence.key(), fence.token());
+        fence.is_valid() && !taken
+    });
     let mut permits = 0;
     for entry in held.entries.values().filter(|entry| entry.name == name) {
         match (mode, entry.mode) {
@@ -68,7 +84,8 @@ pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, sessio
     }
     let (alone, any) = held.tokens.entry(name.to_owned()).or_default();
     let before = if mode == Mode::Alone { *any } else { *alone };
-    if fence.token() <= before && !matches!(mode, Mode::Permits(..)) {
+    let taken_up = adopted && fence.token() == before;
+    if fence.token() <= before && !taken_up && !matches!(mode, Mode::Permits(..)) {
         world.violate(format!("{name}: the token {} comes after {before}, {mode:?}", fence.token()));
     }
     *any = fence.token().max(*any);
@@ -80,10 +97,24 @@ pub(crate) fn enter(world: &World, name: &str, mode: Mode, fence: &Fence, sessio
     Some(id)
 }
 
-/// What is held by a key that somebody has deleted is lost as soon as that can be told.
-pub(crate) async fn falls(world: &World, name: &str, fence: &Fence) {
-    let there = world.fake.snapshot().get(fence.key()).map(|kv| kv.create_revision);
-    if !world.broken.borrow().contains(&fence.token()) || there == Some(fence.token()) {
+/// How many keys are there that were put together with this one.
+fn standing(world: &World, fence: &Fence, lease: i64) -> usize {
+    let keys = world.fake.snapshot().keys;
+    keys.iter().filter(|kv| kv.create_revision == fence.token() && kv.lease == lease).count()
+}
+
+/// What is held by keys of which somebody has deleted one is lost as soon as that can be told.
+pub(crate) async fn falls(
+    world: &World,
+    (fence, keys): (&Fence, usize),
+    session: &Session,
+    lost: impl Future<Output = LostReason>,
+) {
+    let adopted = world.orphans.borrow().knows(session.lease());
+    if !adopted && !world.broken.borrow().contains(&fence.token()) {
+        return;
+    }
+    if standing(world, fence, session.lease()) >= keys {
         return;
     }
     let overdue = async {
@@ -94,8 +125,8 @@ pub(crate) async fn falls(world: &World, name: &str, fence: &Fence) {
     };
     tokio::select! {
         biased;
-        _ = fence.lost() => world.count("told of a deleted key"),
-        () = overdue => world.violate(format!("{name} is held by a key that was deleted long ago: {fence:?}")),
+        _ = lost => world.count("told of a deleted key"),
+        () = overdue => world.violate(format!("it is held by a key that was deleted long ago: {fence:?}")),
     }
 }
 
@@ -105,7 +136,8 @@ const TOLD: Duration = Duration::from_secs(10);
 /// A key is told of as deleted where somebody deleted one, or ended a lease: it does not go by itself.
 pub(crate) fn failed(world: &World, session: &Session, error: &Error) {
     let nothing_was = world.broken.borrow().is_empty() && world.ended.borrow().is_empty();
-    if error.lost_reason() == Some(LostReason::KeyDeleted) && nothing_was && session.is_valid() {
+    let taken_up = world.orphans.borrow().knows(session.lease());
+    if error.lost_reason() == Some(LostReason::KeyDeleted) && nothing_was && !taken_up && session.is_valid() {
         world.violate(format!("it is said that a key was deleted, and none was: {error}"));
     }
     let told = error.to_string();

@@ -24,8 +24,10 @@ const DATA: [&str; 9] = [
 /// Waits until nothing is left, and tells what is.
 pub(crate) async fn settled(world: &World, tasks: usize) -> Result<(), String> {
     let mut left = String::new();
-    // Longer than any lease, and than any request that may straggle.
-    for _ in 0..120 {
+    // Longer than any lease, and than any request that may straggle. That another client's lease has ended, one that had
+    // orphaned it finds out by a look every one to two minutes.
+    let longest = if world.orphans.borrow().are_none() { 120 } else { 120 + 2 * 120 };
+    for _ in 0..longest {
         left = look(world, tasks);
         if left.is_empty() {
             return Ok(());

@@ -12,7 +12,7 @@ use crate::wide::{self, Wide};
 
 pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 
-/// Keys of guarded writes. Their value: what nobody else writes, the token, and the key that must stand.
+/// Keys of guarded writes. Their value: what nobody else writes, the token, the key that must stand, and with how many.
 pub(crate) const GUARDED: &str = "guarded/";
 /// Keys of the records of STM runs: what nobody else writes, and in the lines after it, what was read.
 pub(crate) const RUNS: &str = "stm/run/";
@@ -200,12 +200,20 @@ impl Rounds {
     }
 }
 
-/// Written by who holds, and not after: the key of the token stands, and where there is one holder, is the oldest.
+/// Written by who holds, and not after: all keys of the token stand, and where there is one holder, are the oldest.
 fn guarded(state: &State, behind: &str) -> Result<(), String> {
-    let fence = behind.split_once(' ').and_then(|(token, key)| Some((token.parse::<i64>().ok()?, key)));
-    let Some((token, key)) = fence else { return Err(format!("says {behind:?}")) };
+    let words: Vec<_> = behind.split(' ').collect();
+    let [token, key, keys] = words[..] else { return Err(format!("says {behind:?}")) };
+    let (Ok(token), Ok(keys)) = (token.parse::<i64>(), keys.parse::<usize>()) else {
+        return Err(format!("says {behind:?}"));
+    };
     if state.get(key.as_bytes()).is_none_or(|kv| kv.create_revision != token) {
         return Err(format!("is behind {key} of {token}, which was gone"));
+    }
+    // Those that were put together with it.
+    let stand = state.values().filter(|kv| kv.create_revision == token && kv.lease != 0).count();
+    if stand < keys {
+        return Err(format!("is behind {key} of {token}, of whose {keys} keys {stand} stood"));
     }
     if key.starts_with(WAITERS) && state.get(READY.as_bytes()).is_none_or(|kv| kv.create_revision < token) {
         return Err(format!("is behind {key} of {token}, which was not inside"));

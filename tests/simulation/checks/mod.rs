@@ -3,6 +3,7 @@
 pub(crate) mod held;
 pub(crate) mod left;
 pub(crate) mod log;
+pub(crate) mod orphans;
 pub(crate) mod record;
 pub(crate) mod spans;
 pub(crate) mod told;

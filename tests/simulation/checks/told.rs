@@ -51,16 +51,15 @@ pub(crate) struct Told {
     pub(crate) perhaps_discarded: Vec<String>,
     /// What became of the count-downs of each latch.
     pub(crate) counted: BTreeMap<String, Vec<Fate>>,
-    /// How many of these sessions ended while that was not settled.
+    /// How many of these sessions were lost while something went wrong: no item goes with one that is given back.
     pub(crate) gone_with_sessions: usize,
 }
 
 impl Told {
-    /// Before the sessions are closed: which may take something with them if all else is settled, and if it is not.
-    pub(crate) fn count_sessions_that_end(&mut self, all_is_settled: bool) {
+    /// Before the sessions that are left are closed, which takes no item along: that is settled before.
+    pub(crate) fn count_sessions_that_were_lost(&mut self) {
         let lost = |state: &Receiver<SessionState>| matches!(*state.borrow(), SessionState::Lost(_));
-        let ends = self.not_taken_off.iter().filter(|state| !all_is_settled || lost(state));
-        self.gone_with_sessions = ends.count();
+        self.gone_with_sessions = self.not_taken_off.iter().filter(|state| lost(state)).count();
     }
 }
 
