@@ -83,8 +83,8 @@ impl ClientBuilder {
 
     /// Members of the cluster, as many as there are. Can be called again for more.
     ///
-    /// Requests rotate among them. One that cannot be reached, says nothing or has no leader is avoided: for 500 ms
-    /// at first, for up to 10 s when that goes on. Before requests go to an unreachable one again, a connection is
+    /// Requests rotate among them. One that cannot be reached, leaves a request without an answer or has no leader is avoided:
+    /// for 500 ms at first, for up to 10 s when that goes on. Before requests go to an unreachable one again, a connection is
     /// made in the background and gRPC's health service asked, beneath the layers.
     pub fn endpoints(mut self, endpoints: impl IntoEndpoints) -> Self {
         self.endpoints.extend(endpoints.into_endpoints());
@@ -179,7 +179,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long [`connect`](Self::connect) may take, and each connection made later. Default: 5 s.
+    /// How long [`connect`](Self::connect) may take, and each connection made later. Of a name with several addresses each
+    /// gets an equal share of it. Default: 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self

@@ -179,7 +179,8 @@ impl Shared {
             if dialer.answers(channel, SILENCE).await {
                 let Some(shared) = shared.upgrade() else { return true };
                 shared.links[index].trust(number);
-                shared.marks.answered(index);
+                // What answers here says nothing of what left the request without an answer.
+                shared.marks.sound(index);
                 return true;
             }
             let checked = dialer.checked().await;

@@ -11,6 +11,9 @@ use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::Full;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::GaiResolver;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service, ServiceExt};
@@ -20,7 +23,8 @@ use super::stream::{Stream, stream};
 /// How connections are made and watched over.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// For a TCP connection with its name lookup, and again for the TLS handshake on it.
+    /// For a TCP connection with its name lookup, and again for the TLS handshake on it. Of a name with several
+    /// addresses, each has an equal share.
     pub(crate) connect_timeout: Duration,
     /// Between HTTP/2 pings while a request is open.
     pub(crate) keep_alive_interval: Duration,
@@ -99,8 +103,8 @@ async fn ask(mut channel: Channel) -> Result<(), BoxError> {
 
 /// Connects over TCP.
 #[derive(Clone)]
-struct Tcp {
-    http: HttpConnector,
+struct Tcp<R = GaiResolver> {
+    http: HttpConnector<R>,
     connect_timeout: Duration,
     failed: Arc<Mutex<Option<Instant>>>,
 }
@@ -111,10 +115,18 @@ const SAME_FAILURE: Duration = Duration::from_millis(50);
 
 impl Tcp {
     fn new(options: &Options) -> Self {
-        let mut http = HttpConnector::new();
+        Self::with_resolver(GaiResolver::new(), options)
+    }
+}
+
+impl<R> Tcp<R> {
+    fn with_resolver(resolver: R, options: &Options) -> Self {
+        let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(15)));
+        // Divided among the addresses of a name: without it, the first one that drops packets takes all of the time.
+        http.set_connect_timeout(Some(options.connect_timeout));
         // The kernel gives up on a peer that acknowledges nothing, also when nobody waits for an answer any more
         // and no ping is sent.
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
@@ -123,7 +135,11 @@ impl Tcp {
     }
 }
 
-impl Service<Uri> for Tcp {
+impl<R> Service<Uri> for Tcp<R>
+where
+    HttpConnector<R>:
+        Service<Uri, Response = TokioIo<TcpStream>, Error: Into<BoxError>, Future: Send + 'static>,
+{
     type Response = Stream;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;

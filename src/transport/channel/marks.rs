@@ -3,7 +3,9 @@
 //! Requests rotate among the endpoints that are not marked. A mark lasts 500 ms, then twice as long each time, up
 //! to 10 s; once nothing went wrong for 20 s it starts over. An endpoint whose *connection* was in trouble does not
 //! get a request back when its time is over: somebody is told to look after it first, so that no request pays for
-//! finding out that it is still dead.
+//! finding out that it is still dead. An endpoint that left a request without an answer, and whose connection turned out
+//! to be sound, gets requests back when its time is over, not before: what answers on the connection may be a proxy, or
+//! a server whose store is stuck.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -41,6 +43,8 @@ struct Mark {
 struct History {
     in_a_row: u32,
     last: u64,
+    /// Until when the last failure marked it.
+    until: u64,
 }
 
 const FIRST: u64 = 500;
@@ -103,7 +107,8 @@ impl Marks {
         let pause = (FIRST << history.in_a_row.min(10)).min(LONGEST);
         history.in_a_row += 1;
         history.last = now;
-        mark.until.store((now + pause) << 1 | line, Ordering::Release);
+        history.until = now + pause;
+        mark.until.store(history.until << 1 | line, Ordering::Release);
         true
     }
 
@@ -111,6 +116,14 @@ impl Marks {
     pub(super) fn still_dead(&self, index: usize, now: u64) {
         self.members[index].until.store(0, Ordering::Release);
         self.fail(index, Trouble::Line, now);
+    }
+
+    /// An endpoint's connection was found to be sound after a request had got no answer on it: it stays marked for the
+    /// time that this failure takes, as one that cannot serve, and needs no look after its connection then.
+    pub(super) fn sound(&self, index: usize) {
+        let mark = &self.members[index];
+        let history = mark.history.lock().unwrap_or_else(PoisonError::into_inner);
+        mark.until.store(history.until << 1, Ordering::Release);
     }
 
     /// The endpoint answered: its connection is sound. Says nothing of whether the member can serve.
@@ -242,6 +255,21 @@ mod tests {
         marks.fail(1, Trouble::Member, 0);
         marks.answered(1);
         assert_eq!(picks(&marks, 0, 4), [0; 4]);
+    }
+
+    /// A claim for a look after the connection lasts longer than the mark did.
+    #[test]
+    fn an_endpoint_with_a_sound_connection_stays_marked_for_the_failures_time_and_no_longer() {
+        let marks = Marks::new(2, 0);
+        marks.fail(1, Trouble::Line, 0);
+        marks.sound(1);
+        marks.answered(1);
+        assert!(!picks(&marks, FIRST - 1, 4).contains(&1));
+        assert!(picks(&marks, FIRST, 4).contains(&1));
+        marks.fail(1, Trouble::Line, FIRST);
+        assert_eq!((0..2).find_map(|_| marks.pick(0, || 3 * FIRST).check), Some(1));
+        marks.sound(1);
+        assert!(picks(&marks, 3 * FIRST, 4).contains(&1));
     }
 
     #[test]

@@ -27,6 +27,14 @@ pub(super) fn stream(tcp: TcpStream) -> Stream {
 #[derive(Debug)]
 pub(super) struct OneBuffer(BufWriter<TcpStream>);
 
+#[cfg(test)]
+impl OneBuffer {
+    /// Who is on the other side.
+    pub(super) fn peer(&self) -> io::Result<std::net::SocketAddr> {
+        self.0.get_ref().peer_addr()
+    }
+}
+
 impl AsyncWrite for OneBuffer {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)

@@ -161,6 +161,26 @@ async fn a_silent_endpoint_is_left_by_whoever_gives_up_on_it() {
     assert_eq!(gave_up, 1);
 }
 
+/// A member whose store was stuck, or a proxy before one that was gone, answered gRPC's health check and nothing else. Each
+/// time it left a read without an answer it was asked for its health, taken for sound, and had the next read in its turn:
+/// every third read of the client took the time of two.
+#[tokio::test]
+async fn a_member_that_answers_nothing_but_its_health_check_is_avoided() {
+    let members = Members::start().await;
+    let client = Client::connect(members.endpoints()).await.unwrap();
+    let stuck = members.fake.fault(On::rpc(Rpc::Range).client("0"), Do::vanish());
+    for _ in 0..30 {
+        let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+        match timeout(Duration::from_millis(1100), client.kv_client().range(range).into_future()).await {
+            Ok(answer) => drop(answer.expect("served")),
+            Err(_) => assert!(stuck.hits() <= 2, "it is avoided for half a second, then for a second"),
+        }
+        // The look at its health takes a moment.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(stuck.hits() > 0, "requests rotate");
+}
+
 /// A connection goes dead with nobody on it: no ping is sent, no error comes. The next request finds out, and the
 /// one after it has another connection.
 #[tokio::test]

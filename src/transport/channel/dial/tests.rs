@@ -1,8 +1,10 @@
 use std::convert::Infallible;
+use std::net::SocketAddr;
 
 use http::Response;
 use http_body::Frame;
 use http_body_util::StreamBody;
+use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::transport::Server;
@@ -57,4 +59,31 @@ async fn a_burst_of_small_messages_does_not_cost_the_connection() {
             answers.next().await.expect("goes on").unwrap_or_else(|error| panic!("after {n}: {error:?}"));
         assert_eq!(answer.watch_id, n as i64);
     }
+}
+
+/// A name had the addresses of two members, and the first one's host dropped packets: the client waited for it as long as
+/// it waits for any connection, gave up, began with it again the next time, and never came to the second.
+#[tokio::test]
+async fn a_name_is_reached_by_its_second_address_while_the_first_drops_packets() {
+    let full = tokio::net::TcpSocket::new_v4().expect("a socket");
+    full.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let full = full.listen(1).expect("listening");
+    let first = full.local_addr().expect("an address");
+    let mut queued = Vec::new();
+    while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(first)).await {
+        queued.push(connected.expect("queued"));
+    }
+    let second = SocketAddr::from(([127, 0, 0, 2], first.port()));
+    let _listener = tokio::net::TcpListener::bind(second).await.expect("the port is free at this address");
+
+    let resolver = service_fn(move |_: Name| async move { Ok::<_, Infallible>([first, second].into_iter()) });
+    let second_long = Duration::from_secs(1);
+    let options = Options {
+        connect_timeout: second_long,
+        keep_alive_interval: second_long,
+        keep_alive_timeout: second_long,
+    };
+    let uri = format!("http://members:{}", first.port()).parse().expect("a URI");
+    let connected = Tcp::with_resolver(resolver, &options).oneshot(uri).await.expect("the second accepts");
+    assert_eq!(connected.inner().peer().expect("an address"), second);
 }
