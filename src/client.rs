@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tower::{BoxError, Service};
 
@@ -54,7 +54,7 @@ struct Inner {
     leases: Leases,
     runtime: Handle,
     /// Who joins a line.
-    joins: Semaphore,
+    joins: Arc<Semaphore>,
     /// For people to read.
     endpoints: Vec<String>,
 }
@@ -184,15 +184,17 @@ impl Client {
         &self.0.runtime
     }
 
-    /// Waits until a line may be joined. Whoever waits for a lock can wait for that, too.
-    pub(crate) async fn join_turn(&self) -> SemaphorePermit<'_> {
-        self.0.joins.acquire().await.unwrap_or_else(|_| unreachable!("it is never closed"))
+    /// Waits until a line may be joined. Whoever waits for a lock can wait for that, too. The turn goes with the request, and
+    /// is over once that is answered, whatever became of the one who asked.
+    pub(crate) async fn join_turn(&self) -> OwnedSemaphorePermit {
+        let joins = self.0.joins.clone();
+        joins.acquire_owned().await.unwrap_or_else(|_| unreachable!("it is never closed"))
     }
 
     fn new(transport: Transport, endpoints: Vec<String>, runtime: Handle, time: Time) -> Self {
         let watches = Hub::new(transport.clone(), runtime.clone());
         let leases = Leases::new(transport.clone(), runtime.clone(), time);
-        let joins = Semaphore::new(JOINS_AT_ONCE);
+        let joins = Arc::new(Semaphore::new(JOINS_AT_ONCE));
         Self(Arc::new(Inner { transport, watches, leases, runtime, joins, endpoints }))
     }
 }

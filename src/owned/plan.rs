@@ -1,6 +1,7 @@
 //! Putting keys of our own: one transaction, settled whatever becomes of its reply.
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Owned;
 use super::leave::Leave;
@@ -89,16 +90,34 @@ impl Plan {
         &self.value
     }
 
-    /// Puts the keys, if all conditions hold: one RPC. Ends at once with the session.
+    /// Puts the keys, if all conditions hold: one RPC. Ends at once with the session. With reads among it, it waits for its
+    /// [turn](crate::client::Client::join_turn).
     ///
     /// Dropped at any point, it leaves nothing: it goes on in the background, and is then taken back.
     pub(crate) async fn put(self) -> Result<Planned> {
+        self.put_in_turn().await.map(|(planned, _)| planned)
+    }
+
+    /// As [`put`](Self::put). What is given beside it is the turn, for who has more of the line to read: to be kept for
+    /// that, and not for a wait.
+    pub(crate) async fn put_in_turn(self) -> Result<(Planned, Option<OwnedSemaphorePermit>)> {
         let session = self.session.clone();
         session.check()?;
-        let planned = session.unless_lost(session.cleanup().finish(self.commit())).await?;
+        let turn = match self.reads.is_empty() {
+            true => None,
+            false => Some(session.unless_lost(async { Ok(session.client().join_turn().await) }).await?),
+        };
+        // The turn goes along: a put whose caller has gone is under way as any other.
+        let committing = async move { (self.commit().await, turn) };
+        let committing = session.cleanup().finish(committing);
+        let committed = async {
+            let (planned, turn) = committing.await;
+            Ok((planned?, turn))
+        };
+        let (planned, turn) = session.unless_lost(committed).await?;
         // The answer may have been on its way for longer than the session lasts.
         planned.owned.as_ref().map_or(Ok(()), Owned::check)?;
-        Ok(planned)
+        Ok((planned, turn))
     }
 
     /// What was put before, and stands since this create_revision: nothing is sent.

@@ -116,11 +116,8 @@ impl Waitlist {
 #[expect(clippy::manual_async_fn, reason = "an async fn would hold the plan twice, for as long as it waits")]
 pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<Owned>> {
     async move {
-        let session = plan.session().clone();
-        let turn = session.unless_lost(async { Ok(session.client().join_turn().await) }).await?;
         // Boxed: it takes most memory, and whoever waits is past it.
         let joined = Box::pin(join(plan, lines)).await?;
-        drop(turn);
         let Joined::There(mut place, standings) = joined else {
             return Err(unexpected("a join put no key and found none"));
         };
@@ -182,7 +179,8 @@ enum Joined {
 async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
     let value = plan.value().clone();
     let plan = lines.iter().map(Line::last_two).fold(plan, Plan::read);
-    let planned = plan.put().await?;
+    // The turn is kept while more of the line is read.
+    let (planned, _turn) = plan.put_in_turn().await?;
     let Some(mut place) = planned.owned else { return Ok(Joined::Refused(planned.reply)) };
     lines.iter().take(1).for_each(|line| line.keep_clear(&place));
     let standings = match planned.found {

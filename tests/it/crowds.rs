@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
-use etcd_concurrency::{ErrorKind, LostReason, Mutex, Session};
+use etcd_concurrency::{ErrorKind, LostReason, Mutex, Semaphore, Session};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::requests::puts;
 
@@ -36,6 +36,38 @@ async fn a_crowd_joins_a_few_at_a_time() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(slow.hits(), 256, "nobody else was there any more");
     Mutex::new(&session, "lock").unwrap().lock().await.unwrap().unlock().await.unwrap();
+    fake.until(|fake| fake.snapshot().keys.is_empty()).await;
+}
+
+/// A service tried a lock for 50 ms, gave up, and tried again, in two thousand tasks. What each had sent was under way
+/// still when the next was sent, in the next task's turn, and the server had thousands of joins to work on at once.
+#[tokio::test(start_paused = true)]
+async fn those_who_give_up_leave_no_more_joins_under_way_than_are_let_in_at_once() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client()).await.unwrap();
+    let hold = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::hold(&hold));
+    let mut crowd = JoinSet::new();
+    for n in 0..2_000 {
+        let session = session.clone();
+        crowd.spawn(async move {
+            let mutex = Mutex::new(&session, format!("lock-{n}")).unwrap();
+            let semaphore = Semaphore::new(&session, format!("permits-{n}"), 1).unwrap();
+            loop {
+                let half = Duration::from_millis(25);
+                let _ = timeout(half, mutex.lock()).await.map(drop);
+                let _ = timeout(half, semaphore.acquire()).await.map(drop);
+            }
+        });
+    }
+    // Less than an attempt's time: the client gives none of them up for lost.
+    for _ in 0..20 {
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(hold.held(), 256);
+    }
+    crowd.abort_all();
+    while crowd.join_next().await.is_some() {}
+    hold.release();
     fake.until(|fake| fake.snapshot().keys.is_empty()).await;
 }
 

@@ -52,7 +52,8 @@ impl<'a> Asking<'a> {
         let shown = i64::from(permits) + i64::from(of.limit.made().min(MOST_SHOWN)) + 1;
         let youngest = by_youth(&of.queue, shown, 0);
         let plan = Plan::of(&of.session, keys, Bytes::new()).read(of.limit.make()).also(youngest.into());
-        let Planned { owned, found, reply } = plan.put().await?;
+        // The turn is kept while more of the line is read.
+        let (Planned { owned, found, reply }, _turn) = plan.put_in_turn().await?;
         let mut place = owned.ok_or_else(|| unexpected("keys were neither put nor found"))?;
         let limit = match reply.inner_succeeded(0) {
             // Made with this.
