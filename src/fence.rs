@@ -237,10 +237,10 @@ impl Fence {
         self.0.gone.store(true, Ordering::Release);
         let lease = &self.0.lease;
         // Boxed: everything that waits for a loss would be as large.
-        let asked = Box::pin(self.0.client.transport().lease_time_to_live(lease.id(), false));
+        let asked = Box::pin(lease.ask());
         let reason = match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(answer)) if answer.value.ttl < 0 => lease.gone(),
-            // It stands, or nobody can tell in time: what is known is that the key is gone.
+            Ok(Ok(Some(reason))) => reason,
+            // It stands, or that cannot be told in time: what is known is that the key is gone.
             _ => lease.lost_reason().unwrap_or(LostReason::KeyDeleted),
         };
         self.fall(reason);

@@ -2,6 +2,7 @@
 
 mod alarm;
 pub(crate) mod clock;
+mod fate;
 mod keepalive;
 mod local;
 mod state;

@@ -211,10 +211,9 @@ impl Hold {
             return Ok(());
         }
         // Another has released it since, or it went with the lease.
-        let lease = session.client().transport().lease_time_to_live(session.lease(), false).await;
-        match lease.map_err(unknown)?.value.ttl {
-            0.. => Ok(()),
-            _ => Err(unknown(session.lease_handle().gone().into())),
+        match session.lease_handle().ask().await.map_err(unknown)? {
+            None => Ok(()),
+            Some(reason) => Err(unknown(reason.into())),
         }
     }
 

@@ -64,10 +64,8 @@ impl Settler {
 
     /// The server found a lease missing of a transaction that names others too: the session is lost if it was its own.
     pub(crate) async fn whose_lease(&self, error: Error) -> Error {
-        match self.client().transport().lease_time_to_live(self.lease().id(), false).await {
-            Ok(answer) if answer.value.ttl < 0 => {
-                Error::from(self.lease().gone()).with_outcome(error.outcome()).because(error)
-            }
+        match self.lease().ask().await {
+            Ok(Some(reason)) => Error::from(reason).with_outcome(error.outcome()).because(error),
             // It lives, or its keep-alives will tell.
             _ => error,
         }

@@ -76,8 +76,8 @@ impl Settler {
                 continue;
             }
             next_look = Instant::now() + second_look();
-            match self.client().transport().lease_time_to_live(self.lease().id(), false).await {
-                Ok(answer) if answer.value.ttl < 0 => return false,
+            match self.lease().is_over().await {
+                Ok(true) => return false,
                 Err(error) if is_final(error.kind()) => return false,
                 _ => {}
             }

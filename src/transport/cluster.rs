@@ -97,7 +97,7 @@ macro_rules! headed {
 }
 
 headed!(RangeResponse, TxnResponse, AuthenticateResponse);
-headed!(LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse);
+headed!(LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, LeaseKeepAliveResponse);
 
 #[cfg(test)]
 mod tests {

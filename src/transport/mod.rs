@@ -151,6 +151,25 @@ impl Transport {
         Ok(answer)
     }
 
+    /// Renews a lease once, by a stream of its own: the seconds that it has, by its leader's word; none where it is gone.
+    pub(crate) async fn lease_keep_alive(&self, id: i64) -> Result<i64> {
+        let attempt = |route| {
+            let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
+            let only = tokio_stream::once(pb::LeaseKeepAliveRequest { id });
+            let request = routed(with_leader(only), route);
+            async move {
+                let mut answers = client.lease_keep_alive(request).await?.into_inner();
+                let first = answers.message().await?;
+                first.map(Response::new).ok_or_else(|| Status::unavailable("the keep-alive stream ended"))
+            }
+        };
+        let answer = self.call("Lease/LeaseKeepAlive", Repeat::Read, Sees::Nothing, attempt).await?.value;
+        match answer.id == id {
+            true => Ok(answer.ttl),
+            false => Err(Error::protocol("a keep-alive of another lease", Outcome::NotApplied)),
+        }
+    }
+
     /// The status of the member that `route` leads to, asked for once. Needs no leader.
     pub(crate) async fn status(&self, route: Route, deadline: Instant) -> Result<pb::StatusResponse> {
         let rpc = "Maintenance/Status";

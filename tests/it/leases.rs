@@ -6,13 +6,15 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Queue, Session, Txn};
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::{Barrier, Client, ErrorKind, LostReason, Mutex, Op, Outcome, Queue, Session, Txn};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{sleep, timeout};
 
 use crate::support::count::RpcCounter;
+use crate::support::lies;
 use crate::support::queue::revoke;
+use crate::support::requests::{deletes, puts};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -267,4 +269,68 @@ async fn counted(fake: &FakeEtcd) -> (Client, RpcCounter) {
 fn stand_still(time: Duration) {
     let advance = std::pin::pin!(tokio::time::advance(time));
     let _ = advance.poll(&mut Context::from_waker(Waker::noop()));
+}
+
+/// An operator deleted one lock's key. Whose doing it was the client asked of a member that had led, had stood still, and
+/// did not know that it led no more: it knew of no lease that had been granted since. So the session was taken for
+/// revoked, and its other lock with it, whose key then kept all others waiting for the TTL.
+#[tokio::test(start_paused = true)]
+async fn a_member_of_the_past_that_knows_no_lease_ends_no_session() {
+    let fake = FakeEtcd::start();
+    let client = lies::knows_no_lease(&fake);
+    let session = Session::builder(&client).ttl(S(30)).open().await.unwrap();
+    let a = Mutex::new(&session, "a").unwrap().lock().await.unwrap();
+    let b = Mutex::new(&session, "b").unwrap().lock().await.unwrap();
+    client.txn(Txn::new().success(Op::delete(a.key().clone()))).await.unwrap();
+    assert_eq!(a.lost().await, LostReason::KeyDeleted);
+    assert!(session.is_valid() && b.is_valid());
+
+    // An acknowledgement with an operation that names a lease which is no more.
+    let jobs = Queue::new(&session, "jobs").unwrap();
+    jobs.enqueue("job").await.unwrap();
+    let dead = || Op::put_with_lease("data", "x", 0x00de_ad1e_a5e0_0001);
+    let refused = jobs.take().await.unwrap().ack_with([dead()]).await.unwrap_err();
+    assert_eq!(*refused.kind(), ErrorKind::LeaseNotFound);
+    assert!(session.is_valid() && b.is_valid());
+
+    // One whose reply was lost, and whose claim the second attempt finds gone: by the first, as the lease stands.
+    let job = jobs.take().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::lose_reply());
+    job.ack().await.expect("acknowledged by the first attempt");
+
+    // And a barrier's hold whose second step was applied and not answered, and which another has released since.
+    let barrier = Barrier::new(&session, "barrier").unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).matching(puts).nth(2), Do::lose_reply_by(LoseReply::Hang));
+    let (held, ()) = tokio::join!(barrier.hold(), async {
+        fake.until(|_| lost.hits() == 1).await;
+        let release = Txn::new().success(Op::delete_prefix("barrier"));
+        fake.client().txn(release).await.unwrap();
+    });
+    held.expect("it was held");
+    assert!(session.is_valid() && b.is_valid());
+    b.unlock().await.unwrap();
+}
+
+/// The same member knows of leases that have been revoked since. An acknowledgement whose reply was lost found its claim
+/// gone, and was taken for done because the lease stood, by that member's word.
+#[tokio::test(start_paused = true)]
+async fn a_lease_stands_by_its_leaders_word_alone() {
+    let fake = FakeEtcd::start();
+    let client = lies::knows_all_leases(&fake);
+    let session = Session::builder(&client).ttl(S(30)).open().await.unwrap();
+    let jobs = Queue::new(&session, "jobs").unwrap();
+    jobs.enqueue("job").await.unwrap();
+    let job = jobs.take().await.unwrap();
+    // Not applied, and nothing is known of that; meanwhile the lease goes, and another has the item and deletes it.
+    let vanished = fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::vanish());
+    let (acknowledged, ()) = tokio::join!(job.ack(), async {
+        fake.until(|_| vanished.hits() == 1).await;
+        // Told to all but the session.
+        let keep = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::delay(S(6)));
+        revoke(&fake.client(), session.lease()).await;
+        fake.client().txn(Txn::new().success(Op::delete_prefix("jobs"))).await.unwrap();
+        keep.remove();
+    });
+    let error = acknowledged.expect_err("another has had it");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
 }

@@ -162,10 +162,9 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
     }
     // The claim is gone, by an earlier attempt of ours or because the lease had ended: another may have had the item. While
     // the lease stands it was us.
-    let session = &core.session;
-    match session.client().transport().lease_time_to_live(session.lease(), false).await {
-        Ok(answer) if answer.value.ttl >= 0 => Ok(()),
-        Ok(_) => Err(Error::from(session.lease_handle().gone()).with_outcome(Outcome::Unknown)),
+    match core.session.lease_handle().ask().await {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
         Err(error) => Err(error.with_outcome(Outcome::Unknown)),
     }
 }

@@ -1,4 +1,4 @@
-//! A server that lies: its answers to transactions are changed on their way.
+//! A server that lies: its answers are changed on their way.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::pb::etcdserverpb::{TxnRequest, TxnResponse};
+use etcd_concurrency::pb::etcdserverpb::{LeaseTimeToLiveResponse, TxnRequest, TxnResponse};
 use etcd_concurrency::{Client, RawService};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -15,20 +15,52 @@ use prost::Message;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
-type Lie = Arc<dyn Fn(&TxnRequest, &mut TxnResponse) + Send + Sync>;
+/// Makes of a message, and the request that it answers, what is told.
+type Lie = Arc<dyn Fn(&[u8], &[u8]) -> Vec<u8> + Send + Sync>;
 
-/// A client of the fake that is lied to.
+/// A client of the fake that is lied to in the answers to transactions.
 pub(crate) fn client(
     fake: &FakeEtcd,
     lie: impl Fn(&TxnRequest, &mut TxnResponse) + Send + Sync + 'static,
 ) -> Client {
+    lying(fake, "/Txn", move |asked, answer| {
+        let asked = TxnRequest::decode(asked).expect("a transaction");
+        let mut answer = TxnResponse::decode(answer).expect("an answer in one piece");
+        lie(&asked, &mut answer);
+        answer.encode_to_vec()
+    })
+}
+
+/// A client that asks a member of the past for leases: it knows of none.
+pub(crate) fn knows_no_lease(fake: &FakeEtcd) -> Client {
+    lying(fake, "/LeaseTimeToLive", |_, answer| {
+        let answer = LeaseTimeToLiveResponse::decode(answer).expect("an answer in one piece");
+        let lie = LeaseTimeToLiveResponse { ttl: -1, granted_ttl: 0, keys: Vec::new(), ..answer };
+        lie.encode_to_vec()
+    })
+}
+
+/// The same, where it knows of all that were ever granted.
+pub(crate) fn knows_all_leases(fake: &FakeEtcd) -> Client {
+    lying(fake, "/LeaseTimeToLive", |_, answer| {
+        let answer = LeaseTimeToLiveResponse::decode(answer).expect("an answer in one piece");
+        LeaseTimeToLiveResponse { ttl: 20, granted_ttl: 30, ..answer }.encode_to_vec()
+    })
+}
+
+fn lying(
+    fake: &FakeEtcd,
+    method: &'static str,
+    lie: impl Fn(&[u8], &[u8]) -> Vec<u8> + Send + Sync + 'static,
+) -> Client {
     let inner = RawService::new(fake.service().map_err(|error| tonic::Status::from_error(error.into())));
-    Client::from_service(Lying { inner, lie: Arc::new(lie) })
+    Client::from_service(Lying { inner, method, lie: Arc::new(lie) })
 }
 
 #[derive(Clone)]
 struct Lying {
     inner: RawService,
+    method: &'static str,
     lie: Lie,
 }
 
@@ -44,13 +76,14 @@ impl Service<Request<Body>> for Lying {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let ready = self.inner.clone();
         let (mut inner, lie) = (std::mem::replace(&mut self.inner, ready), self.lie.clone());
+        let method = self.method;
         Box::pin(async move {
-            if !request.uri().path().ends_with("/Txn") {
+            if !request.uri().path().ends_with(method) {
                 return inner.call(request).await;
             }
             let (parts, body) = request.into_parts();
             let asked = body.collect().await.expect("a request").to_bytes();
-            let question = TxnRequest::decode(&asked[5..]).expect("a transaction");
+            let question = asked.slice(5..);
             let answer =
                 inner.call(Request::from_parts(parts, Body::new(http_body_util::Full::new(asked)))).await?;
             Ok(answer.map(|body| {
@@ -61,12 +94,11 @@ impl Service<Request<Body>> for Lying {
 }
 
 /// The same message, with the lie in it.
-fn told(lie: &Lie, question: &TxnRequest, data: &[u8]) -> Bytes {
-    let mut answer = TxnResponse::decode(&data[5..]).expect("an answer in one piece");
-    lie(question, &mut answer);
+fn told(lie: &Lie, question: &[u8], data: &[u8]) -> Bytes {
+    let answer = lie(question, &data[5..]);
     let mut told = BytesMut::new();
     told.put_u8(0);
-    told.put_u32(u32::try_from(answer.encoded_len()).expect("short"));
-    answer.encode(&mut told).expect("room");
+    told.put_u32(u32::try_from(answer.len()).expect("short"));
+    told.put_slice(&answer);
     told.freeze()
 }
