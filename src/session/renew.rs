@@ -51,6 +51,10 @@ impl Renewing {
         if let Some(reason) = ended.filter(|reason| is_wanted(*reason)) {
             return Err(Error::from(reason).because(error));
         }
+        // Another session is not to be had: the parent is cancelled, or the client's runtime has ended.
+        if error.lost_reason().is_some_and(is_wanted) {
+            return Err(error);
+        }
         if self.session.client().transport().is_final(error.kind()) {
             return Err(error);
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{Client, Leadership, LostReason, Op, Session, Txn};
+use etcd_concurrency::{Client, Leadership, LostReason, Membership, Op, Session, Txn};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -306,4 +306,25 @@ async fn an_outage_is_waited_out() {
     fake.restart().await.unwrap();
     let led = leading.await.unwrap().unwrap();
     assert!(led - before < S(15), "{:?}", led - before);
+}
+
+/// A candidate's session was lost to a partition, and its parent cancelled before another was opened: `lead` tried that
+/// again once a second for ever, and the service did not shut down.
+#[tokio::test(start_paused = true)]
+async fn a_parent_that_is_cancelled_after_the_loss_is_the_end() {
+    let fake = FakeEtcd::start();
+    let parent = CancellationToken::new();
+    let session =
+        Session::builder(&fake.client_for("a")).ttl(S(10)).parent(parent.clone()).open().await.unwrap();
+    let standing = election(&session, "seat");
+    let leading = tokio::spawn(async move { standing.lead("me", |_| std::future::pending::<()>()).await });
+    let resident = Membership::new(&session, "members").unwrap().remain("me").await.unwrap();
+    fake.partition("a");
+    assert_eq!(session.lost().await, LostReason::Expired);
+    parent.cancel();
+    fake.heal("a");
+    let led = tokio::time::timeout(S(10), leading).await.expect("it ends").unwrap();
+    assert_eq!(led.unwrap_err().lost_reason(), Some(LostReason::Closed));
+    let ended = tokio::time::timeout(S(10), resident.ended()).await.expect("it ends");
+    assert_eq!(ended.lost_reason(), Some(LostReason::Closed));
 }
