@@ -227,7 +227,7 @@ impl Fence {
     /// The revision at which the key was read and stood, if it did.
     async fn stands(&self) -> Result<Option<i64>> {
         let request = pb::RangeRequest { key: self.0.key.clone(), keys_only: true, ..Default::default() };
-        let range = self.0.client.transport().range(request).await?;
+        let range = self.0.lease.learn_of_past(self.0.client.transport().range(request).await)?;
         let revision = revision(&range)?;
         Ok(range.kvs.first().is_some_and(|kv| self.is_this(kv)).then_some(revision))
     }
@@ -350,7 +350,8 @@ impl FencedTxn<'_> {
         // Of compares alone, or with serializable reads only, one member would tell from what may be the past.
         let (request, added) = request.vouched();
         // A lease that is not found is not the fence's: while its key stands, so does its lease.
-        let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await?;
+        let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await;
+        let answer = self.fence.0.lease.learn_of_past(answer)?;
         let reply = TxnReply::try_from(answer.value)?;
         match reply.succeeded {
             false => {

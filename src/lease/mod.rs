@@ -11,15 +11,16 @@ pub(crate) mod time;
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::transport::Transport;
@@ -85,6 +86,10 @@ struct Known {
 struct Carried {
     locals: Locals,
     suspects: Suspects,
+    /// The work that must end before the lease is revoked, of all sessions that are or were on it.
+    urgent: TaskTracker,
+    /// Tells that the lease was adopted again, or is given back.
+    decided: Notify,
 }
 
 /// What the task is told.
@@ -125,6 +130,7 @@ impl Leases {
         drop(before);
         if let Some(carried) = carried {
             carried.locals.give_way();
+            carried.decided.notify_waiters();
         }
         self.tell(Command::Keep(lease.clone()));
         Stay(lease)
@@ -200,6 +206,12 @@ pub(crate) struct Lease {
     /// How many sessions are on it, or about to be: more than one where it was adopted twice. With none left it is given
     /// up for good.
     sessions: AtomicUsize,
+    /// It was given away, by one of the sessions on it for all of them.
+    given_away: AtomicBool,
+    /// It is being revoked.
+    given_back: AtomicBool,
+    /// Tells that a keep-alive was answered after trouble, or for the first time.
+    resumed: Notify,
     leases: Leases,
 }
 
@@ -210,7 +222,9 @@ impl Lease {
             if granted { SessionState::Active } else { SessionState::Suspended { since: Instant::now() } };
         let (clock, state) = (Mutex::new(clock), State::new(first));
         let (ended, sessions) = (CancellationToken::new(), AtomicUsize::new(1));
-        Self { id, clock, state, ended, carried, granted, sessions, leases }
+        let (given_away, given_back, resumed) =
+            (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
+        Self { id, clock, state, ended, carried, granted, sessions, given_away, given_back, resumed, leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -250,6 +264,57 @@ impl Lease {
     /// Keys that may yet be put, though those who wanted them have given up.
     pub(crate) fn suspects(&self) -> &Suspects {
         &self.carried.suspects
+    }
+
+    /// The work that must end before the lease is revoked, whichever session on it begins that, or revokes it.
+    pub(crate) fn urgent(&self) -> &TaskTracker {
+        &self.carried.urgent
+    }
+
+    /// Gives the lease away: whoever adopts it is to find it, so none of the sessions on it revokes it.
+    pub(crate) fn give_away(&self) {
+        self.given_away.store(true, Ordering::Relaxed);
+        // The caller may hold a borrow of the state.
+        self.end(LostReason::Orphaned);
+    }
+
+    /// True where the lease is not to be revoked by those that were on it: it was given away, or lost here, and adopted
+    /// again since.
+    pub(crate) fn is_anothers(&self) -> bool {
+        match self.state.now() {
+            // They wanted it ended.
+            SessionState::Lost(LostReason::Closed) => false,
+            SessionState::Lost(LostReason::Orphaned) => true,
+            _ => self.given_away.load(Ordering::Relaxed) || self.is_adopted_again(),
+        }
+    }
+
+    /// Another handle of this client keeps the lease alive.
+    fn is_adopted_again(&self) -> bool {
+        self.leases.holder(self.id).is_some_and(|holder| !std::ptr::eq(&*holder, self))
+    }
+
+    /// It is revoked from here on.
+    pub(crate) fn gives_back(&self) {
+        self.given_back.store(true, Ordering::Relaxed);
+        self.carried.decided.notify_waiters();
+    }
+
+    /// Waits, for a TTL at most, for this client to adopt the lease again after it was lost here. False once it is given
+    /// back, too.
+    pub(crate) async fn adopted_again(&self) -> bool {
+        let end = Instant::now() + self.ttl();
+        loop {
+            // Made before the look: no change is missed.
+            let decided = self.carried.decided.notified();
+            if self.is_adopted_again() {
+                return true;
+            }
+            if self.given_back.load(Ordering::Relaxed) || tokio::time::timeout_at(end, decided).await.is_err()
+            {
+                return false;
+            }
+        }
     }
 
     pub(crate) fn state(&self) -> SessionState {
@@ -295,13 +360,20 @@ impl Lease {
         self.lose(if revoked { LostReason::Revoked } else { LostReason::LeaseGone })
     }
 
-    /// Takes an answer of the server that the lease is gone, or the cluster's past, for what it says.
-    pub(crate) fn learn<T>(&self, result: Result<T>) -> Result<T> {
+    /// Takes an answer of the server that the cluster's past is gone for what it says.
+    pub(crate) fn learn_of_past<T>(&self, result: Result<T>) -> Result<T> {
         match result {
             Err(error) if matches!(error.kind(), ErrorKind::RevisionsLost { .. }) => {
                 let lost = self.lose(LostReason::RevisionsLost);
                 Err(Error::from(lost).with_outcome(error.outcome()).because(error))
             }
+            other => other,
+        }
+    }
+
+    /// Takes an answer of the server that the lease is gone, or the cluster's past, for what it says.
+    pub(crate) fn learn<T>(&self, result: Result<T>) -> Result<T> {
+        match self.learn_of_past(result) {
             Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
                 Err(Error::from(self.gone()).with_outcome(error.outcome()).because(error))
             }
@@ -336,7 +408,19 @@ impl Lease {
 
     /// Waits until all who watch know the state, but hardly longer where one of them holds a borrow of it.
     pub(crate) async fn told(&self) {
-        self.state.told(&self.leases.shared.runtime).await;
+        self.state.told().await;
+    }
+
+    /// Waits until a keep-alive is answered, unless there is no trouble. The lease's end is not told.
+    pub(crate) async fn proven(&self) {
+        loop {
+            // Made before the look: no answer is missed.
+            let resumed = self.resumed.notified();
+            if !matches!(self.state.now(), SessionState::Suspended { .. }) {
+                return;
+            }
+            resumed.await;
+        }
     }
 
     /// Resolves once the lease is lost: at the deadline, on the runtime that polls this, whatever the client's does.
@@ -380,6 +464,7 @@ impl Lease {
         });
         // Most keep-alives change nothing, and wait for nobody who holds a borrow.
         if changed {
+            self.resumed.notify_waiters();
             self.state.tell(&self.leases.shared.runtime);
         }
     }

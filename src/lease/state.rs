@@ -1,7 +1,8 @@
 //! What a lease is, and who watches that.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -40,24 +41,30 @@ impl State {
     /// Tells all who watch what the state is, unless they know: soon.
     pub(super) fn tell(&self, runtime: &Handle) {
         if self.0.watched.get().is_some() {
-            let telling = Telling(self.clone());
-            drop(runtime.spawn_blocking(move || drop(telling)));
+            let mut telling = Telling(Some(self.clone()));
+            drop(runtime.spawn_blocking(move || telling.tell()));
         }
     }
 
     /// As [`tell`](Self::tell); waits until it is done, but hardly longer where a borrow is in the way, which may be the
     /// caller's.
-    pub(super) async fn told(&self, runtime: &Handle) {
+    pub(super) async fn told(&self) {
         if self.0.watched.get().is_none() {
             return;
         }
-        let (telling, (done, wait)) = (Telling(self.clone()), std::sync::mpsc::channel());
-        drop(runtime.spawn_blocking(move || {
-            drop(telling);
-            let _ = done.send(());
-        }));
-        // Not by tokio's clock, which stands still in a test while a thread is at work.
-        let _ = runtime.spawn_blocking(move || wait.recv_timeout(BORROWED)).await;
+        let (state, told) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let tells = told.clone();
+        // Not on a thread of the runtime, which may be short of them for as long as it likes.
+        on_a_thread(move || {
+            state.tell_now();
+            tells.store(true, Ordering::Release);
+        });
+        // Nor by tokio's clock: in a test that has it in hand it would run ahead of the thread. It hardly ever takes more than
+        // a moment.
+        let start = Instant::now();
+        while !told.load(Ordering::Acquire) && start.elapsed() < BORROWED {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Waits for those who hold a borrow.
@@ -82,12 +89,27 @@ impl State {
     }
 }
 
-/// Tells when it is dropped: on the thread that it was given to, or here where the runtime has ended.
-struct Telling(State);
+/// What is to be told on a thread of the runtime; where that has ended, on one of its own: here may be a borrow.
+struct Telling(Option<State>);
+
+impl Telling {
+    fn tell(&mut self) {
+        self.0.take().iter().for_each(State::tell_now);
+    }
+}
 
 impl Drop for Telling {
     fn drop(&mut self) {
-        self.0.tell_now();
+        if let Some(state) = self.0.take() {
+            on_a_thread(move || state.tell_now());
+        }
+    }
+}
+
+/// Tells on a thread of its own.
+pub(super) fn on_a_thread(tell: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name("lease's state".into()).spawn(tell) {
+        tracing::warn!(%error, "who watches the state of a session is not told of a change");
     }
 }
 

@@ -141,7 +141,11 @@ impl Owned {
                     "the key is gone; an attempt that was not answered, or another client, deleted it",
                 ))
             }
-            Err(error) => Err(self.session.lease_handle().lost_reason().map_or(error, Error::from)),
+            Err(error) if error.lost_reason().is_some() => Err(error),
+            Err(error) => Err(match self.session.lease_handle().lost_reason() {
+                Some(reason) => Error::from(reason).with_outcome(error.outcome()).because(error),
+                None => error,
+            }),
         }
     }
 
@@ -217,10 +221,11 @@ impl Owned {
     /// Gives the keys up, in the background where they stand: also while others still share this.
     pub(crate) fn let_go(&self) {
         // The session's end takes all keys along, but where another goes on with the lease.
-        let orphaned = self.session.lease_handle().lost_reason() == Some(LostReason::Orphaned);
+        let lost = self.session.lease_handle().lost_reason();
+        let may_live = matches!(lost, Some(LostReason::Orphaned | LostReason::Expired));
         // Of several keys that fell for one of them, the others are there yet.
         let some_stand = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
-        let stands = some_stand || orphaned && !self.handed_out;
+        let stands = some_stand || may_live && !self.handed_out;
         let token = self.fence().token();
         if let Some(leave) = self.leave().filter(|_| stands) {
             leave.spawn(token);

@@ -77,7 +77,13 @@ impl Barrier {
     pub async fn hold(&self) -> Result<()> {
         self.session.check()?;
         let holding = self.session.cleanup().finish(self.clone().put());
-        self.saw(self.session.unless_lost(holding).await?.keep());
+        // Under way it may have been put, and seen, before it is taken back.
+        let held = tokio::select! {
+            biased;
+            reason = self.session.lost() => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
+            held = holding => held,
+        };
+        self.saw(held?.keep());
         Ok(())
     }
 

@@ -11,7 +11,6 @@ use super::cleanup::Cleanup;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::ids;
-use crate::lease::SessionState;
 use crate::lease::clock::{LONGEST_TTL, LeaseClock};
 
 /// Sets up a [`Session`]. Made by [`Session::builder`].
@@ -75,8 +74,9 @@ impl SessionBuilder {
     /// Adopts a lease that exists instead of granting one: after a restart, or one that was
     /// [orphaned](Session::orphan). Its TTL is the one it was granted with. Go's `WithLease`.
     ///
-    /// The session owns the lease: closing or dropping it revokes the lease. Sessions of one client on one lease queue
-    /// for a name like tasks on one session; two *processes* on one lease do not exclude each other.
+    /// The session owns the lease: closing it, or dropping the last of this client's on the lease, revokes the lease; an
+    /// earlier one that was lost does so no more. Sessions of one client on one lease queue for a name like tasks on one
+    /// session; two *processes* on one lease do not exclude each other.
     pub fn lease(mut self, id: i64) -> Self {
         self.lease = Some(id);
         self
@@ -221,13 +221,11 @@ impl SessionBuilder {
             let now = leases.time().now();
             let kept = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin));
             let lease = kept.lease();
-            let mut state = lease.watch();
             let proven = async {
                 tokio::select! {
                     biased;
                     _ = lease.lost() => {}
-                    // The sender lives in the lease that is held here.
-                    _ = state.wait_for(|state| !matches!(state, SessionState::Suspended { .. })) => {}
+                    () = lease.proven() => {}
                 }
             };
             // A lease that is kept already has a deadline of its own, which may be far away.
@@ -269,7 +267,7 @@ pub(super) async fn revoke(client: Client, id: i64, ttl: Duration) {
     while let Err(error) = client.transport().lease_revoke(id).await {
         tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
         let pause = backoff.next();
-        if !crate::transport::retry::may_pass(error.kind()) || Instant::now() + pause > end {
+        if client.transport().is_final(error.kind()) || Instant::now() + pause > end {
             return;
         }
         tokio::time::sleep(pause).await;

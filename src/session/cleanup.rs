@@ -6,11 +6,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::lease::Lease;
 
 /// The background tasks of one session.
 #[derive(Clone)]
@@ -19,6 +22,8 @@ pub(crate) struct Cleanup {
     tasks: TaskTracker,
     /// Those that must end before the lease is revoked.
     urgent: TaskTracker,
+    /// Whose `urgent` it is: kept by the work, so that one who adopts the lease waits for it, too.
+    lease: Option<Arc<Lease>>,
     /// Work counts as under way also while a caller still waits for it.
     from_the_start: bool,
 }
@@ -29,7 +34,14 @@ impl Cleanup {
         // Closed trackers take tasks as open ones do, and can be waited for by several at once.
         tasks.close();
         urgent.close();
-        Self { runtime, tasks, urgent, from_the_start: false }
+        Self { runtime, tasks, urgent, lease: None, from_the_start: false }
+    }
+
+    /// What must end before the lease is revoked is counted for all sessions on the lease, as any of them revokes it.
+    pub(super) fn of(runtime: Handle, lease: &Arc<Lease>) -> Self {
+        let urgent = lease.urgent().clone();
+        urgent.close();
+        Self { urgent, lease: Some(lease.clone()), ..Self::new(runtime) }
     }
 
     /// The same, for work that needs the lease: closing or dropping the session waits for it, for as long as its
@@ -41,8 +53,7 @@ impl Cleanup {
     /// it for good (the lease's end is such a refusal: `LeaseNotFound`). It must hold no `Session`, which would keep the
     /// lease from being revoked at all: a `Client` and the lease's id are enough.
     pub(crate) fn before_revoke(&self) -> Self {
-        let (runtime, urgent) = (self.runtime.clone(), self.urgent.clone());
-        Self { runtime, tasks: urgent.clone(), urgent, from_the_start: true }
+        Self { tasks: self.urgent.clone(), from_the_start: true, ..self.clone() }
     }
 
     /// Waits until the work that must be done before the lease is revoked has ended.
@@ -52,6 +63,11 @@ impl Cleanup {
 
     /// Runs work in the background. After the runtime's end it is dropped: its leases will expire.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let lease = self.lease.clone().filter(|_| self.from_the_start);
+        let work = async move {
+            let _lease = lease;
+            work.await;
+        };
         self.tasks.spawn_on(work, &self.runtime);
     }
 

@@ -9,7 +9,8 @@ use tokio::time::{sleep, timeout};
 use super::cleanup::Cleanup;
 use crate::client::Client;
 use crate::error::{Error, LostReason, Result};
-use crate::transport::retry::{Backoff, may_pass};
+use crate::lease::Lease;
+use crate::transport::retry::Backoff;
 
 /// The end of a session's lease: not begun, under way, or over.
 #[derive(Default)]
@@ -20,12 +21,10 @@ pub(super) struct Ending {
 /// What is to be given back, and what must come before it.
 pub(super) struct GiveBack {
     pub(super) client: Client,
-    pub(super) lease: i64,
+    pub(super) lease: Arc<Lease>,
     pub(super) cleanup: Cleanup,
     /// How long the work that comes before the revoke gets.
     pub(super) patience: Duration,
-    /// After this long it has ended by itself.
-    pub(super) ttl: Duration,
 }
 
 /// How the revoke goes.
@@ -61,36 +60,43 @@ impl Ending {
         let Some(mut revoking) = revoking else { return Ok(()) };
         let failed = revoking.borrow().failed;
         let told = revoking.wait_for(|revoking| revoking.done || revoking.failed > failed).await;
-        match told.map(|told| told.clone()) {
-            Ok(Revoking { done: true, .. }) => Ok(()),
-            Ok(Revoking { last: Some(error), .. }) => {
+        let told = told.map(|told| told.clone()).unwrap_or_else(|_| {
+            // It was the last attempt, and had failed already; or the task went with its runtime.
+            revoking.borrow().clone()
+        });
+        match told {
+            Revoking { done: true, .. } => Ok(()),
+            Revoking { last: Some(error), .. } => {
                 let copy = Error::new(error.kind().clone(), error.outcome()).at("Lease/LeaseRevoke");
                 Err(copy.because(error))
             }
-            // The task went with its runtime.
-            Ok(_) | Err(_) => Err(LostReason::Closed.into()),
+            Revoking { last: None, .. } => Err(LostReason::Closed.into()),
         }
     }
 }
 
 async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
-    let GiveBack { client, lease, cleanup, patience, ttl } = give_back;
+    let GiveBack { client, lease, cleanup, patience } = give_back;
+    let id = lease.id();
     if timeout(patience, cleanup.may_revoke()).await.is_err() {
         tracing::debug!(
-            lease = format_args!("{lease:x}"),
+            lease = format_args!("{id:x}"),
             "revoked before all that needs the lease was settled"
         );
     }
     let again = async {
         let mut backoff = Backoff::default();
-        while let Err(error) = client.transport().lease_revoke(lease).await {
-            tracing::debug!(%error, lease = format_args!("{lease:x}"), "a revoke failed");
-            let passes = may_pass(error.kind());
+        // One that was lost here may have been adopted again meanwhile.
+        while !lease.is_anothers() {
+            let Err(error) = client.transport().lease_revoke(id).await else { break };
+            tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
+            // A balancer's nonsense, or a full database, passes as an outage does.
+            let is_final = client.transport().is_final(error.kind());
             tell.send_modify(|revoking| {
                 revoking.failed += 1;
                 revoking.last = Some(Arc::new(error));
             });
-            if !passes {
+            if is_final {
                 return;
             }
             sleep(backoff.next()).await;
@@ -98,7 +104,8 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         tell.send_modify(|revoking| revoking.done = true);
     };
     // It is not renewed any more. What the server still has of it then, another has to do with: one that adopted it.
-    if timeout(ttl.saturating_add(client.transport().limits().request_timeout), again).await.is_err() {
-        tracing::debug!(lease = format_args!("{lease:x}"), "never revoked: the lease's TTL has passed");
+    let longest = lease.ttl().saturating_add(client.transport().limits().request_timeout);
+    if timeout(longest, again).await.is_err() {
+        tracing::debug!(lease = format_args!("{id:x}"), "never revoked: the lease's TTL has passed");
     }
 }

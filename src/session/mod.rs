@@ -10,7 +10,6 @@ mod work;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,6 +38,11 @@ use settle::Settler;
 ///
 /// Keep-alives go out at a third of the TTL; all sessions of a client share one stream and one task.
 ///
+/// **What may come late.** A request for a lock or a candidacy that got no answer may be applied after any time, while the
+/// lease lives. So its key is looked out for, and taken away, until it has come or the session has ended. That costs no RPC
+/// while nothing happens, but a watch for each name of a [`Mutex`](crate::Mutex) or an [`Election`](crate::Election) of
+/// which a request got no answer: where those are very many, open another session now and then.
+///
 /// ```
 /// # use etcd_concurrency::{Session, fake::FakeEtcd};
 /// # use std::time::Duration;
@@ -61,8 +65,6 @@ pub struct Session {
 struct Inner {
     settler: Settler,
     settings: Settings,
-    /// The lease is no longer ours to revoke.
-    let_go: AtomicBool,
     ending: Ending,
     /// Cancelled with the last handle; where there is a parent, which waits for that.
     gone: Option<CancellationToken>,
@@ -150,7 +152,7 @@ impl Session {
 
     /// Stops keeping the lease alive without revoking it, and returns its id: whoever adopts it (see
     /// [`SessionBuilder::lease`]) has the rest of its TTL to do so. Here the session is lost
-    /// ([`LostReason::Orphaned`]). Go's `Orphan`.
+    /// ([`LostReason::Orphaned`]), and so are all sessions of this client on the lease. Go's `Orphan`.
     ///
     /// Keys that are held then stay until the lease ends, for the adopter to take up; what is dropped or released later
     /// stays as well. What was dropped before, and calls that are under way (a [`lock`](crate::Mutex::lock), say), are
@@ -162,15 +164,14 @@ impl Session {
     /// the adopter's, too. Where another adopts the lease, or where it is applied before that, it stays until the adopter
     /// takes and releases that lock, or the lease ends.
     pub fn orphan(self) -> i64 {
-        self.inner.let_go.store(true, Ordering::Relaxed);
-        // The caller may hold a borrow of the state.
-        self.lease_handle().end(LostReason::Orphaned);
+        self.lease_handle().give_away();
         self.lease_handle().id()
     }
 
     /// Ends the session: it is lost here at once ([`LostReason::Closed`]), then the lease is revoked and work in the
     /// background (releases under way) waited for. What would be lost with the lease is settled before that: an item of a
-    /// queue whose take was not answered goes back. Closing twice, or after a loss, is harmless. Go's `Close`.
+    /// queue whose take was not answered goes back. Closing twice, or after a loss, is harmless: a lease that was orphaned, or
+    /// that this client has adopted again since, is left alone. Go's `Close`.
     ///
     /// All who close a session are told the same: that the lease is gone, or what kept it from being revoked. The revoke
     /// is repeated in the background then, until the lease's TTL has passed; another call waits for the next attempt.
@@ -185,8 +186,11 @@ impl Session {
         let remaining = lease.remaining();
         // The caller may hold a borrow of the state.
         lease.end(LostReason::Closed);
-        if !inner.let_go.load(Ordering::Relaxed) {
-            inner.give_back(self.patience().min(remaining));
+        if !lease.is_anothers() {
+            inner.give_back(match remaining.is_zero() {
+                true => self.patience(),
+                false => self.patience().min(remaining),
+            });
         }
         let revoked = inner.ending.wait().await;
         let drained = tokio::time::timeout(self.patience(), self.cleanup().drained()).await;
@@ -223,9 +227,9 @@ impl Session {
     fn new(client: Client, lease: Arc<Lease>, settings: Settings) -> Self {
         lease.enter();
         let settler = Settler::new(client, lease);
-        let (let_go, ending) = (AtomicBool::new(false), Ending::default());
+        let ending = Ending::default();
         let gone = settings.parent.is_some().then(CancellationToken::new);
-        Self { inner: Arc::new(Inner { settler, settings, let_go, ending, gone }) }
+        Self { inner: Arc::new(Inner { settler, settings, ending, gone }) }
     }
 }
 
@@ -233,8 +237,9 @@ impl Inner {
     /// Revokes the lease in the background, once what needs the lease is settled, or that has had its time.
     fn give_back(&self, patience: Duration) {
         let (client, lease) = (self.settler.client().clone(), self.settler.lease());
-        let (id, ttl, cleanup) = (lease.id(), lease.ttl(), self.settler.cleanup().clone());
-        self.ending.begin(GiveBack { client, lease: id, cleanup, patience, ttl });
+        let cleanup = self.settler.cleanup().clone();
+        lease.gives_back();
+        self.ending.begin(GiveBack { client, lease: lease.clone(), cleanup, patience });
     }
 }
 
@@ -245,17 +250,18 @@ impl Drop for Inner {
             gone.cancel();
         }
         let lease = self.settler.lease();
-        let last = lease.leave();
-        if self.let_go.load(Ordering::Relaxed) || !last {
+        if !lease.leave() {
             return;
         }
         let remaining = lease.remaining();
         // The dropping task may hold a borrow of the state.
         let reason = lease.end(LostReason::Closed);
-        if !matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
-            // No caller waits for it, and the lease lives for so long at least.
-            self.give_back(remaining);
+        if matches!(reason, LostReason::LeaseGone | LostReason::Revoked) || lease.is_anothers() {
+            return;
         }
+        // No caller waits for it, and the lease lives for so long at least; lost here, for its margin.
+        let patience = self.settler.client().transport().limits().request_timeout;
+        self.give_back(if remaining.is_zero() { patience } else { remaining });
     }
 }
 

@@ -33,7 +33,7 @@ struct Inner {
 
 impl Settler {
     pub(super) fn new(client: Client, lease: Arc<Lease>) -> Self {
-        let cleanup = Cleanup::new(client.runtime().clone());
+        let cleanup = Cleanup::of(client.runtime().clone(), &lease);
         Self(Arc::new(Inner { client, lease, cleanup }))
     }
 
@@ -75,13 +75,14 @@ impl Settler {
     /// was done.
     ///
     /// It goes on for a session that was orphaned, since another may keep the lease alive: the work must be such that it
-    /// cannot hit what that one does.
+    /// cannot hit what that one does. And for one whose deadline passed, if this client adopts the lease again: the server
+    /// may have had it yet.
     pub(crate) async fn settle<F>(&self, what: &'static str, mut work: impl FnMut() -> F) -> bool
     where
         F: Future<Output = Result<()>>,
     {
         let mut backoff = Backoff::default();
-        while !self.is_over() {
+        while self.goes_on().await {
             match work().await {
                 Ok(()) => return true,
                 Err(error) if error.lost_reason().is_some() => return false,
@@ -91,9 +92,10 @@ impl Settler {
                 }
                 Err(error) => tracing::debug!(%error, what, "not settled yet; trying again"),
             }
+            let is_lost = self.lease().lost_reason().is_some();
             tokio::select! {
                 biased;
-                () = self.over() => return false,
+                _ = self.lease().lost(), if !is_lost => {}
                 () = sleep(backoff.next()) => {}
             }
         }
@@ -119,14 +121,13 @@ impl Settler {
         }));
     }
 
-    fn is_over(&self) -> bool {
-        self.lease().lost_reason().is_some_and(|reason| reason != LostReason::Orphaned)
-    }
-
-    /// Resolves once the lease ends, or is not renewed any more by anybody that is known of.
-    async fn over(&self) {
-        if self.lease().lost().await == LostReason::Orphaned {
-            std::future::pending().await
+    /// False once the lease's end settles the rest. Where it is lost here by its deadline, that is waited for, or for this
+    /// client to adopt it again: nothing is sent meanwhile.
+    async fn goes_on(&self) -> bool {
+        match self.lease().lost_reason() {
+            None | Some(LostReason::Orphaned) => true,
+            Some(LostReason::Expired) => self.lease().adopted_again().await,
+            Some(_) => false,
         }
     }
 }

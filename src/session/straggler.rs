@@ -150,7 +150,8 @@ impl Settler {
     }
 
     async fn read_all(&self, txn: Txn) -> Result<TxnReply> {
-        TxnReply::try_from(self.client().transport().txn(txn.into(), Repeat::Read).await?.value)
+        let answer = self.client().transport().txn(txn.into(), Repeat::Read).await;
+        TxnReply::try_from(self.lease().learn_of_past(answer)?.value)
     }
 
     /// Deletes keys that have no owner, each of its incarnation.

@@ -126,3 +126,64 @@ async fn an_adoption_that_is_dropped_fails_no_other() {
         assert_eq!(session.orphan(), id);
     }
 }
+
+/// Two sessions of one client were on a lease. One gave it away, and the other was dropped or closed: it revoked the lease,
+/// and the process that had adopted it lost all its locks.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_given_away_is_not_revoked_by_those_who_were_on_it() {
+    for close in [false, true] {
+        let fake = FakeEtcd::start();
+        let client = fake.client_for("a");
+        let first = Session::open(&client).await.unwrap();
+        let second = Session::builder(&client).lease(first.lease()).open().await.unwrap();
+        let adopter = Session::builder(&fake.client_for("b")).lease(first.orphan()).open().await.unwrap();
+        if close {
+            second.close().await.unwrap();
+        }
+        drop(second);
+        tokio::time::sleep(S(100)).await;
+        assert!(adopter.is_valid(), "{}", adopter.lost().await);
+    }
+}
+
+/// A session was lost to a partition that the lease outlived, and its owner went on with another on the same lease:
+/// `session = builder.lease(session.lease()).open().await?`. What that dropped revoked the lease under the new session.
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_that_is_replaced_on_its_lease_does_not_revoke_it() {
+    for close in [false, true] {
+        let fake = FakeEtcd::start();
+        let client = fake.client_for("a");
+        let builder = Session::builder(&client).ttl(S(60)).margin(S(30));
+        let mut session = builder.clone().open().await.unwrap();
+        fake.partition("a");
+        assert_eq!(session.lost().await, LostReason::Expired);
+        fake.heal("a");
+        let lost = session.clone();
+        session = builder.lease(session.lease()).open().await.unwrap();
+        if close {
+            lost.close().await.unwrap();
+        }
+        drop(lost);
+        tokio::time::sleep(S(100)).await;
+        assert!(session.is_valid(), "{}", session.lost().await);
+        session.close().await.unwrap();
+        assert_eq!(fake.leases(), 0);
+    }
+}
+
+/// A proxy answered the one revoke with its error page: nothing revoked the lease any more, and the locks on it stayed for
+/// a day.
+#[tokio::test(start_paused = true)]
+async fn a_revoke_is_repeated_whatever_answered_it_once() {
+    for status in [
+        tonic::Status::unknown("<html>bad gateway</html>"),
+        tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded"),
+        tonic::Status::cancelled("by a proxy"),
+    ] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client()).ttl(S(86_400)).open().await.unwrap();
+        fake.fault(On::rpc(Rpc::LeaseRevoke).once(), Do::fail(status.clone()));
+        drop(session);
+        timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked in the background");
+    }
+}

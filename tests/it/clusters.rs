@@ -47,16 +47,20 @@ impl Two {
     }
 }
 
-/// Gives each message of an answer another cluster's id. A field that comes twice counts as it came last.
+/// Gives each message of an answer another cluster's id.
 fn of_another_cluster(body: Body) -> Body {
-    Body::new(body.map_frame(|frame| {
+    let header = ResponseHeader { cluster_id: 42, ..Default::default() }.encode_to_vec();
+    with(body, [&[0x0a, u8::try_from(header.len()).unwrap()][..], &header].concat())
+}
+
+/// Gives each message of an answer more fields. One that comes twice counts as it came last.
+fn with(body: Body, more: Vec<u8>) -> Body {
+    Body::new(body.map_frame(move |frame| {
         frame.map_data(|mut data| {
             let mut all = BytesMut::new();
             while data.len() >= 5 {
                 let length = u32::from_be_bytes(data[1..5].try_into().unwrap()) as usize;
                 let message = data.split_to(5 + length);
-                let header = ResponseHeader { cluster_id: 42, ..Default::default() }.encode_to_vec();
-                let more = [&[0x0a, u8::try_from(header.len()).unwrap()][..], &header].concat();
                 all.extend_from_slice(&[0]);
                 all.extend_from_slice(&u32::try_from(length + more.len()).unwrap().to_be_bytes());
                 all.extend_from_slice(&message[5..]);
@@ -111,6 +115,23 @@ async fn a_session_does_not_outlive_the_revisions_that_its_cluster_lost() {
     two.turn(true);
     let error = Mutex::new(&session, "m").unwrap().lock().await.unwrap_err();
     assert_eq!(error.lost_reason(), Some(LostReason::RevisionsLost), "{error}");
+    assert_eq!(session.lost().await, LostReason::RevisionsLost);
+}
+
+/// A fenced write was told that the cluster had lost revisions, and the guard went on believing.
+#[tokio::test(start_paused = true)]
+async fn a_fenced_write_that_finds_revisions_lost_ends_the_session() {
+    let two = Two::new(false);
+    let client = two.client();
+    let session = session(&client).await;
+    let guard = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+    for _ in 0..10 {
+        client.txn(put("new")).await.unwrap();
+    }
+    two.turn(true);
+    let error = guard.txn().success(Op::put("k", "late")).commit().await.unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::RevisionsLost), "{error}");
+    assert!(!guard.is_valid());
     assert_eq!(session.lost().await, LostReason::RevisionsLost);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest};
 use etcd_concurrency::{
-    Client, Compare, Election, ErrorKind, Membership, MultiLock, Mutex, Op, Outcome, Queue, RwLock,
+    Barrier, Client, Compare, Election, ErrorKind, Membership, MultiLock, Mutex, Op, Outcome, Queue, RwLock,
     Semaphore, Session, Txn,
 };
 use tonic::Status;
@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::support::backend::on_every_backend;
 use crate::support::etcd::{Etcd, Version};
 use crate::support::queue::session;
-use crate::support::requests::puts;
+use crate::support::requests::{deletes, puts};
 
 async fn exists(client: &Client, key: &str) -> bool {
     let reply = client.txn(Txn::new().success(Op::get(key.to_owned()))).await.unwrap();
@@ -203,4 +203,43 @@ async fn servers_apply_what_they_refuse_for_space() {
         println!("etcd {version}: {refused} refused for space, {applied} of them applied");
         assert!(applied > 0, "etcd {version}");
     }
+}
+
+/// A guard was released: the delete was applied, its reply lost, and then no server answered until the session had ended.
+/// The error said that nothing had been applied, and never would be.
+#[tokio::test(start_paused = true)]
+async fn a_release_that_outlives_its_session_does_not_say_that_nothing_was_applied() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let session = Session::builder(&client).ttl(Duration::from_secs(6)).open().await.unwrap();
+    let guard = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+    let before = fake.revision();
+    fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::lose_reply());
+    let down = async {
+        fake.until(|fake| fake.revision() > before).await;
+        fake.partition("a");
+    };
+    let (released, ()) = tokio::join!(guard.unlock(), down);
+    let error = released.unwrap_err();
+    assert!(error.lost_reason().is_some(), "{error}");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+}
+
+/// The same of a barrier's hold: it was put, and made to last.
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_outlives_its_session_does_not_say_that_nothing_was_applied() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let session = Session::builder(&client).ttl(Duration::from_secs(6)).open().await.unwrap();
+    let before = fake.revision();
+    let barrier = Barrier::new(&session, "b").unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).nth(2), Do::lose_reply());
+    let down = async {
+        fake.until(|fake| fake.revision() > before + 1).await;
+        fake.partition("a");
+    };
+    let (held, ()) = tokio::join!(barrier.hold(), down);
+    let error = held.unwrap_err();
+    assert!(error.lost_reason().is_some(), "{error}");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
 }

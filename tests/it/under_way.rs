@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
-use etcd_concurrency::{Election, Mutex, Queue, Session};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::{Election, LostReason, Mutex, Queue, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
 use crate::support::requests::{deletes, puts};
@@ -109,4 +109,79 @@ async fn a_take_under_way_is_settled_before_a_dropped_session_is_revoked() {
     down.remove();
     timeout(S(30), fake.until(|fake| fake.leases() == 1)).await.expect("revoked");
     assert!(others.try_dequeue().await.unwrap().is_some());
+}
+
+/// As above, where two sessions were on the lease: the one that took waited for nothing, since it was not the last; the
+/// last had no take under way, and revoked at once.
+#[tokio::test(start_paused = true)]
+async fn a_take_under_way_is_settled_whichever_session_on_the_lease_ends_it() {
+    for end in ["drop", "close", "adopter"] {
+        let fake = FakeEtcd::start();
+        let other = Session::open(&fake.client_for("b")).await.unwrap();
+        let others = Queue::new(&other, "q").unwrap();
+        others.enqueue("x").await.unwrap();
+        let client = fake.client_for("a");
+        let mut first = Session::open(&client).await.unwrap();
+        let session = match end {
+            "adopter" => first.clone(),
+            _ => Session::builder(&client).lease(first.lease()).open().await.unwrap(),
+        };
+        let unanswered = On::rpc(Rpc::Txn).client("a").matching(puts).once();
+        fake.fault(unanswered, Do::lose_reply_by(LoseReply::Hang));
+        let queue = Queue::new(&session, "q").unwrap();
+        timeout(Duration::from_millis(500), queue.dequeue()).await.expect_err("not answered yet");
+        let down = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts), Do::cut());
+        if end == "adopter" {
+            first = Session::builder(&client).lease(session.clone().orphan()).open().await.unwrap();
+        }
+        drop((queue, session));
+        let close = first.clone();
+        let closing = tokio::spawn(async move {
+            match end {
+                "drop" => Ok(()),
+                _ => close.close().await,
+            }
+        });
+        drop(first);
+        sleep(S(8)).await;
+        down.remove();
+        timeout(S(30), fake.until(|fake| fake.leases() == 1)).await.expect("revoked");
+        closing.await.unwrap().unwrap();
+        assert!(others.try_dequeue().await.unwrap().is_some(), "{end}");
+    }
+}
+
+/// A session was lost to a partition that its lease outlived, and the lease adopted again at the same client. The place of
+/// one who had waited, and a lock that was released in the partition, stayed for as long as the adopter lived.
+#[tokio::test(start_paused = true)]
+async fn what_was_left_in_a_partition_goes_when_the_lease_is_adopted_again() {
+    let fake = FakeEtcd::start();
+    let other = Session::open(&fake.client_for("b")).await.unwrap();
+    let held = Mutex::new(&other, "held").unwrap().lock().await.unwrap();
+    let client = fake.client_for("a");
+    let builder = Session::builder(&client).ttl(S(60)).margin(S(30));
+    let session = builder.clone().open().await.unwrap();
+    let dropped = RwLock::new(&session, "dropped").unwrap().write().await.unwrap();
+    let wait = |name: &'static str| {
+        let session = session.clone();
+        async move { RwLock::new(&session, name).unwrap().write().await.map(drop) }
+    };
+    let waits_behind = RwLock::new(&other, "waited").unwrap().write().await.unwrap();
+    let in_line = tokio::spawn(wait("waited"));
+    let mutex = Mutex::new(&session, "held").unwrap();
+    let in_turn = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    sleep(S(1)).await;
+    fake.partition("a");
+    drop(dropped);
+    assert_eq!(session.lost().await, LostReason::Expired);
+    in_line.await.unwrap().unwrap_err();
+    in_turn.await.unwrap().unwrap_err();
+    fake.heal("a");
+    let adopter = builder.lease(session.lease()).open().await.unwrap();
+    let lease = adopter.lease();
+    timeout(S(5), fake.until(|fake| fake.snapshot().keys.iter().all(|kv| kv.lease != lease)))
+        .await
+        .expect("taken away");
+    drop((held, waits_behind));
+    assert!(adopter.is_valid());
 }
