@@ -33,6 +33,7 @@ mod outcomes;
 mod pauses;
 mod recipes;
 mod rivals;
+mod runtimes;
 mod sessions;
 mod stm;
 mod stragglers;
