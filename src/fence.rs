@@ -155,6 +155,16 @@ impl Fence {
         slashes > 0 && self.keys().iter().any(in_line) && !self.keys().iter().any(|own| own == key)
     }
 
+    /// Refuses a key that is below the lock's own name: Go's clients would wait for it as for a holder's.
+    pub(crate) fn may_put(&self, key: &Bytes) -> Result<()> {
+        if !self.is_own_line(key) {
+            return Ok(());
+        }
+        let why =
+            format!("{key:?} is below the name of the lock, where those who wait for it have their keys");
+        Err(Error::invalid("key", why))
+    }
+
     /// Compares that hold only while all keys of the guard exist.
     pub(crate) fn stands_whole(&self) -> impl Iterator<Item = Compare> {
         self.keys().iter().map(|key| Compare::create_revision(key.clone()).is(self.0.create_revision))
@@ -333,9 +343,7 @@ impl FencedTxn<'_> {
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn commit(self) -> Result<TxnReply> {
         if let Some(key) = self.txn.puts_any(&|key| self.fence.is_own_line(key)) {
-            let why =
-                format!("{key:?} is below the name of the lock, where those who wait for it have their keys");
-            return Err(Error::invalid("key", why));
+            self.fence.may_put(key)?;
         }
         // Saves the server the trouble, and whoever wakes late the wait for its answer.
         self.fence.check()?;

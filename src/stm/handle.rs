@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::Isolation;
 use super::sets::{Seen, Sets, Span, Write};
 use crate::error::{Error, ErrorKind, Outcome, Result, quote};
+use crate::fence::Fence;
 use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -159,7 +160,8 @@ impl StmTxn {
     /// Puts a key, at the commit. It keeps no lease.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for an empty key.
+    /// [`ErrorKind::InvalidInput`] for an empty key; and behind the [fence](super::Stm::fenced) of a lock, for one below the
+    /// lock's own name, `{name}/…`, as with a guard's [`txn`](crate::Fence::txn).
     pub fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<()> {
         self.put_with_lease(key, value, 0)
     }
@@ -185,7 +187,7 @@ impl StmTxn {
     /// Deletes a key, at the commit. A missing one stays missing.
     ///
     /// # Errors
-    /// As [`put`](Self::put).
+    /// [`ErrorKind::InvalidInput`] for an empty key.
     pub fn del(&self, key: impl Into<Bytes>) -> Result<()> {
         self.write(key.into(), Write::Delete)
     }
@@ -196,6 +198,9 @@ impl StmTxn {
 
     fn write(&self, key: Bytes, write: Write) -> Result<()> {
         let key = checked(key)?;
+        if let Some(fence) = self.attempt.fence.as_ref().filter(|_| write != Write::Delete) {
+            fence.may_put(&key)?;
+        }
         self.attempt.with(|sets| sets.write(key, write))?
     }
 }
@@ -210,6 +215,8 @@ impl fmt::Debug for StmTxn {
 pub(super) struct Attempt {
     transport: Transport,
     isolation: Isolation,
+    /// What the commit is to be behind.
+    fence: Option<Fence>,
     state: Mutex<State>,
     /// Held by the read that brings the snapshot's revision; the others wait for that.
     first: tokio::sync::Mutex<()>,
@@ -224,10 +231,15 @@ struct State {
 
 impl Attempt {
     /// An attempt that knows something from the start.
-    pub(super) fn new(transport: &Transport, isolation: Isolation, known: Sets) -> Arc<Self> {
+    pub(super) fn new(
+        transport: &Transport,
+        isolation: Isolation,
+        fence: Option<&Fence>,
+        known: Sets,
+    ) -> Arc<Self> {
         let state = Mutex::new(State { sets: Some(known), doomed: None });
         let (transport, first) = (transport.clone(), tokio::sync::Mutex::default());
-        Arc::new(Self { transport, isolation, state, first })
+        Arc::new(Self { transport, isolation, fence: fence.cloned(), state, first })
     }
 
     /// Ends it: what it read and wrote, or why it cannot be committed.

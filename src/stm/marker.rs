@@ -68,6 +68,11 @@ impl Markers {
         &self.session
     }
 
+    /// What all keys of markers begin with.
+    pub(super) fn prefix(&self) -> &Bytes {
+        &self.prefix
+    }
+
     /// A marker for one run.
     pub(super) fn take(self: &Arc<Self>) -> Mark {
         let mut slots = self.slots();
@@ -115,7 +120,7 @@ async fn delete(client: Client, lease: Arc<Lease>, deletes: Vec<Txn>) {
         for txn in deletes {
             let mut backoff = Backoff::default();
             while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
-                if !may_pass(error.kind()) {
+                if client.transport().is_final(error.kind()) {
                     tracing::warn!(%error, "markers stay until the session's end");
                     return;
                 }
@@ -248,6 +253,7 @@ impl Mark {
                         Found::Unchanged => unclear("a compare failed that holds"),
                     };
                 }
+                // Less is waited out than in the background: the run's caller waits.
                 Err(error) if may_pass(error.kind()) => {
                     tracing::debug!(%error, "settling a commit failed; trying again");
                 }

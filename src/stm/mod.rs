@@ -195,7 +195,8 @@ impl Stm {
     /// Commits only while the fence stands: with the compare of [`Fence::is_owner`]. A run that only reads is then
     /// committed, too, with one RPC. A guard is its fence: `.fenced(&guard)`.
     ///
-    /// The fence must be of this client's cluster and namespace.
+    /// The fence must be of this client's cluster and namespace. Behind that of a lock nothing is put below the lock's own
+    /// name: see [`StmTxn::put`].
     pub fn fenced(mut self, fence: &Fence) -> Self {
         self.fence = Some(fence.clone());
         self
@@ -244,8 +245,8 @@ impl Stm {
     /// - [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps), [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge)
     ///   and whatever else the server refuses the commit for; what keeps it from being asked until the client's request
     ///   timeout. Nothing was written.
-    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for limits of no attempt, or an empty key to
-    ///   prefetch. Nothing was sent.
+    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for limits of no attempt, an empty key to prefetch, or
+    ///   markers below the name of the lock that is the fence. Nothing was sent.
     ///
     /// # Panics
     /// Where the closure does; what that attempt was to write is not written.
@@ -262,6 +263,9 @@ impl Stm {
     {
         let mut limits = Limits::new(self.max_attempts, self.deadline)?;
         let mut ahead = self.ahead()?;
+        if let (Some(fence), Some(markers)) = (&self.fence, &self.markers) {
+            fence.may_put(markers.prefix())?;
+        }
         let mut run = Run::new();
         let mut known = Sets::new(self.isolation);
         loop {
@@ -269,7 +273,7 @@ impl Stm {
             if let Err(error) = self.standing() {
                 return run.end(Err(error.into())).await;
             }
-            let attempt = Attempt::new(self.client.transport(), self.isolation, known);
+            let attempt = Attempt::new(self.client.transport(), self.isolation, self.fence.as_ref(), known);
             let done = match attempt.fetch(ahead.clone()).await {
                 Ok(()) => body(StmTxn::new(&attempt)).await,
                 Err(error) => Err(error.into()),

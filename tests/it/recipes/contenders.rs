@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::{
-    Client, Election, ErrorKind, MultiLock, Mutex, Op, Queue, RwLock, Semaphore, Session, Txn,
+    Client, Election, ErrorKind, MultiLock, Mutex, Op, Queue, RwLock, Semaphore, Session, Stm, Txn,
 };
 use tokio::time::timeout;
 
@@ -75,6 +75,48 @@ on_every_backend! {
         let both = MultiLock::new(&session, [backend.key("x"), backend.key("y")]).unwrap().lock().await.unwrap();
         let error = both.txn().success(Op::put(backend.key("y/1"), "")).commit().await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "key", .. }), "{error}");
+    }
+
+    /// The same by the STM behind a fence, which put such a key without a word.
+    async fn a_fenced_run_puts_nothing_below_its_own_name(backend: Backend) {
+        let (name, client, counter) = (backend.key("lock"), backend.client(), RpcCounter::new());
+        let session = session(&client).await;
+        let guard = mutex(&session, &name).lock().await.unwrap();
+        let stm = Stm::new(&backend.client_with(counter.clone())).fenced(&guard);
+        let below = format!("{name}/owner");
+        for how in ["put", "with a lease", "keeping the lease", "behind a read"] {
+            let (below, lease, beside) = (below.clone(), session.lease(), format!("{name}-owner"));
+            let run = stm.run(|txn| {
+                let (below, beside) = (below.clone(), beside.clone());
+                async move {
+                    if how == "behind a read" {
+                        txn.get(beside.clone()).await?;
+                    }
+                    txn.put(beside, "me")?;
+                    match how {
+                        "with a lease" => txn.put_with_lease(below, "me", lease),
+                        "keeping the lease" => txn.put_keep_lease(below, "me"),
+                        _ => txn.put(below, "me"),
+                    }
+                }
+            });
+            let error = run.await.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "key", .. }), "{how}: {error}");
+        }
+        assert_eq!(counter.unary_total(), 1, "the read: {counter}");
+        let marked = stm.clone().marker_prefix(format!("{name}/")).exactly_once(&session);
+        let error = marked.run(|txn| async move { txn.put("x", "") }).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "key", .. }), "{error}");
+        let fine = stm.run(|txn| {
+            let (below, beside) = (below.clone(), format!("{name}-owner"));
+            async move {
+                txn.get(below.clone()).await?;
+                txn.del(below)?;
+                txn.put(beside, "me")
+            }
+        });
+        fine.await.unwrap();
+        assert_eq!(queue(&client, &name).await, 1, "the guard's key alone");
     }
 
     /// Contenders are found behind keys that are none, and are waited for.
