@@ -84,6 +84,11 @@ impl View {
         Self::of(client, vec![(prefix.clone(), prefix_end(prefix))])
     }
 
+    /// Of all keys from `start` up to, without, `end`: one part, so that what there is of them is there at one revision.
+    pub(crate) fn range(client: &Client, start: &Bytes, end: Bytes) -> Self {
+        Self::of(client, vec![(start.clone(), end)])
+    }
+
     /// Of these keys. Of what happens in one revision to several of them, each is told for itself.
     pub(crate) fn keys<const N: usize>(client: &Client, keys: [&Bytes; N]) -> Self {
         Self::of(client, keys.into_iter().map(|key| (key.clone(), Bytes::new())).collect())

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{below, mismatch, not_zero};
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::drawn;
+use crate::key::{drawn, prefix_end};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::{Backoff, Repeat};
@@ -42,7 +42,7 @@ pub struct CountDownLatch {
     session: Session,
     /// Where the count is kept.
     total: Bytes,
-    /// The prefix of the count-downs.
+    /// The prefix of the count-downs, which sorts behind that.
     downs: Bytes,
     count: u32,
     round: Arc<Mutex<Option<Round>>>,
@@ -108,13 +108,15 @@ impl CountDownLatch {
     /// # Cancel safety
     /// Safe: it only waits.
     pub async fn wait(&self) -> Result<()> {
-        let mut view = View::new(self.session.client(), &self.downs).and_key(&self.total);
+        // One watch over both, since two have no order between them: the count of one latch is not to meet the count-downs
+        // of another that was made under its name.
+        let mut view = View::range(self.session.client(), &self.total, prefix_end(&self.downs));
         let (mut rounds, mut backoff) = (0u32, Backoff::default());
         loop {
             let shown = view.until(&self.session, |view| match view.get(&self.total) {
                 None => Some(Ok(false)),
                 Some(kv) => match self.check(kv) {
-                    Ok(()) => (view.len() > self.count as usize).then_some(Ok(true)),
+                    Ok(()) => self.is_open(view).then_some(Ok(true)),
                     Err(error) => Some(Err(error)),
                 },
             });
@@ -162,6 +164,12 @@ impl CountDownLatch {
     /// Once begun, it goes on in the background.
     pub async fn reset(&self) -> Result<()> {
         self.session.cleanup().finish(self.clone().close()).await
+    }
+
+    fn is_open(&self, view: &View) -> bool {
+        let is_down = |kv: &&KeyValue| kv.key.starts_with(&self.downs);
+        // Other keys may stand between the count and the count-downs.
+        view.len() > self.count as usize && view.by_age().filter(is_down).count() >= self.count as usize
     }
 
     async fn put(self) -> Result<u32> {

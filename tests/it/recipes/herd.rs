@@ -95,7 +95,7 @@ impl Wait {
     /// How many watches so many have.
     fn watches(self, waiters: i64) -> i64 {
         match self {
-            Wait::Gate | Wait::Change => waiters,
+            Wait::Gate | Wait::Latch | Wait::Change => waiters,
             // The first watches the queue, and the next one the keys from the first's to its own.
             Wait::Item | Wait::Urgent => 2 * waiters - 2,
             // On its own key, and on the one before it; the first on all from the one to the other, or on the queue.

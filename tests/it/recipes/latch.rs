@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{CountDownLatch, ErrorKind, LostReason, Outcome, Session};
+use etcd_concurrency::{CountDownLatch, ErrorKind, LostReason, Op, Outcome, Session, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -284,5 +284,60 @@ fn random_schedules() {
             sleep(Duration::from_millis(rng.u64(0..2_000))).await;
         }
         begun
+    }
+}
+
+/// A latch was deleted while the stream of one who waited for it was down, and one with a greater count made under its name.
+/// After the reconnect the watch of the count-downs caught up before that of the count: the waiter was let go, though
+/// neither latch had ever been open.
+#[tokio::test(start_paused = true)]
+async fn the_count_of_one_latch_does_not_meet_the_count_downs_of_another() {
+    for seed in 0..16 {
+        let fake = FakeEtcd::builder().seed(seed).shuffled_watches().start();
+        let (a, b) = (open(&fake.client_for("a")).await, open(&fake.client_for("b")).await);
+        let waiting = tokio::spawn({
+            let latch = latch(&b, "latch", 2);
+            async move { latch.wait().await }
+        });
+        fake.until(|fake| fake.watchers() > 0).await;
+        sleep(S(1)).await;
+        let down = fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
+        fake.cut_streams("b");
+        fake.client().txn(Txn::new().success(Op::delete_prefix("latch/"))).await.unwrap();
+        let other = latch(&a, "latch", 3);
+        assert_eq!((other.count_down().await.unwrap(), other.count_down().await.unwrap()), (2, 1));
+        down.remove();
+        let error = timeout(S(30), waiting).await.expect("in time").unwrap().expect_err("never open");
+        assert!(matches!(error.kind(), ErrorKind::Mismatch { .. }), "{seed}: {error}");
+    }
+}
+
+/// The member that serves the watch lags behind the one that was read from: what it tells of the round before says nothing
+/// of this one.
+#[tokio::test(start_paused = true)]
+async fn a_lagging_member_neither_opens_a_latch_nor_keeps_it_shut() {
+    for between in [None, Some("latch/cow"), Some("latch/down-by-law")] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (open(&fake.client_for("a")).await, open(&fake.client_for("b")).await);
+        let (counts, waits) = (latch(&a, "latch", 2), latch(&b, "latch", 2));
+        counts.count_down().await.unwrap();
+        fake.lag("b");
+        assert_eq!(counts.count_down().await.unwrap(), 0);
+        counts.reset().await.unwrap();
+        assert_eq!(counts.count_down().await.unwrap(), 1);
+        if let Some(between) = between {
+            // A user's key, which is none of the latch's.
+            fake.client().txn(Txn::new().success(Op::put(between, ""))).await.unwrap();
+        }
+        let waiting = tokio::spawn(async move { waits.wait().await });
+        sleep(S(1)).await;
+        fake.catch_up("b");
+        sleep(S(10)).await;
+        assert!(!waiting.is_finished(), "one is missing");
+        fake.lag("b");
+        assert_eq!(counts.count_down().await.unwrap(), 0);
+        sleep(S(1)).await;
+        fake.catch_up("b");
+        timeout(S(30), waiting).await.expect("in time").unwrap().unwrap();
     }
 }
