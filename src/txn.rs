@@ -259,6 +259,26 @@ impl Op {
         Self::put_with_lease(key, value, 0)
     }
 
+    /// The key, if it is a put.
+    pub(crate) fn put_key(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Request::RequestPut(put) => Some(&put.key),
+            _ => None,
+        }
+    }
+
+    /// What it deletes, if it is a delete: as a read that counts what is there of it.
+    pub(crate) fn count_deleted(&self) -> Option<pb::RangeRequest> {
+        let Request::RequestDeleteRange(delete) = &self.0 else { return None };
+        let (key, range_end) = (delete.key.clone(), delete.range_end.clone());
+        Some(pb::RangeRequest { key, range_end, count_only: true, ..Default::default() })
+    }
+
+    /// True for a read.
+    pub(crate) fn is_read(&self) -> bool {
+        matches!(self.0, Request::RequestRange(_))
+    }
+
     /// Writes a key that goes with the lease.
     pub fn put_with_lease(key: impl Into<Bytes>, value: impl Into<Bytes>, lease: i64) -> Self {
         let (key, value) = (key.into(), value.into());

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::lease::Turn;
 use crate::lease::suspects::{ANY, Suspect};
 use crate::session::Session;
-use crate::session::settle::{Settler, is_final};
+use crate::session::settle::Settler;
 use crate::session::straggler::delete_each;
 use crate::transport::retry::Repeat;
 
@@ -115,7 +115,7 @@ impl Leave {
         let ours: Vec<_> = self.keys.iter().map(|key| (key.clone(), create_revision)).collect();
         match self.delete_at_once(&ours).await {
             // What the server does not take at once it may take one by one.
-            Err(error) if is_final(error.kind()) && ours.len() > 1 => {
+            Err(error) if self.settler.client().transport().is_final(error.kind()) && ours.len() > 1 => {
                 let mut all = Ok(Deleted::ByUs);
                 for one in ours.chunks(1) {
                     all = match (self.delete_at_once(one).await, all) {

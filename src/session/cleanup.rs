@@ -13,6 +13,9 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+pub(crate) use super::unsaved::Debt;
+use super::unsaved::Unsaved;
+use crate::error::Error;
 use crate::lease::Lease;
 
 /// The background tasks of one session.
@@ -26,6 +29,7 @@ pub(crate) struct Cleanup {
     lease: Option<Arc<Lease>>,
     /// Work counts as under way also while a caller still waits for it.
     from_the_start: bool,
+    unsaved: Unsaved,
 }
 
 impl Cleanup {
@@ -34,7 +38,7 @@ impl Cleanup {
         // Closed trackers take tasks as open ones do, and can be waited for by several at once.
         tasks.close();
         urgent.close();
-        Self { runtime, tasks, urgent, lease: None, from_the_start: false }
+        Self { runtime, tasks, urgent, lease: None, from_the_start: false, unsaved: Unsaved::default() }
     }
 
     /// What must end before the lease is revoked is counted for all sessions on the lease, as any of them revokes it.
@@ -54,6 +58,16 @@ impl Cleanup {
     /// lease from being revoked at all: a `Client` and the lease's id are enough.
     pub(crate) fn before_revoke(&self) -> Self {
         Self { tasks: self.urgent.clone(), from_the_start: true, ..self.clone() }
+    }
+
+    /// Something that the lease's end loses unless it is saved: as long as that fails, closing the session says so.
+    pub(crate) fn debt(&self) -> Debt {
+        self.unsaved.debt()
+    }
+
+    /// The error that it is that something is not saved.
+    pub(super) fn unsaved(&self) -> Option<Error> {
+        self.unsaved.error()
     }
 
     /// Waits until the work that must be done before the lease is revoked has ended.

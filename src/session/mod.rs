@@ -6,6 +6,7 @@ mod ending;
 pub(crate) mod renew;
 pub(crate) mod settle;
 pub(crate) mod straggler;
+mod unsaved;
 mod work;
 
 use std::fmt;
@@ -179,6 +180,11 @@ impl Session {
     /// # Errors
     /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before.
     ///
+    /// The lease is gone, but an item of a [`Queue`](crate::Queue) is not back in it, which had been taken for a dequeue that
+    /// was dropped or failed: with what keeps it from being put there, such as [`NoSpace`](ErrorKind::NoSpace) while the
+    /// server's database is full. The client goes on trying in the background, and another call tells how that stands; a
+    /// process that ends before takes the item along.
+    ///
     /// # Cancel safety
     /// The revoke goes on in the background.
     pub async fn close(&self) -> Result<()> {
@@ -198,7 +204,8 @@ impl Session {
             tracing::debug!("work is left in the background: the lease's end will settle it");
         }
         lease.told().await;
-        revoked
+        revoked?;
+        self.cleanup().unsaved().map_or(Ok(()), Err)
     }
 
     pub(crate) fn lease_handle(&self) -> &Arc<Lease> {

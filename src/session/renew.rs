@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Session;
-use crate::error::{Error, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::transport::retry::Backoff;
 
 /// A session, and after its loss another with the same settings.
@@ -55,7 +55,9 @@ impl Renewing {
         if error.lost_reason().is_some_and(is_wanted) {
             return Err(error);
         }
-        if self.session.client().transport().is_final(error.kind()) {
+        // What is lost with a session, or a lease, another one mends.
+        let mended = matches!(error.kind(), ErrorKind::Lost(_) | ErrorKind::LeaseNotFound);
+        if !mended && self.session.client().transport().is_final(error.kind()) {
             return Err(error);
         }
         if self.well.take().is_some_and(|since| since.elapsed() >= A_WHILE) {

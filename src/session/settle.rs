@@ -86,7 +86,7 @@ impl Settler {
             match work().await {
                 Ok(()) => return true,
                 Err(error) if error.lost_reason().is_some() => return false,
-                Err(error) if is_final(error.kind()) => {
+                Err(error) if self.client().transport().is_final(error.kind()) => {
                     tracing::warn!(%error, what, "the server refuses it: the lease's end will settle it");
                     return false;
                 }
@@ -107,11 +107,12 @@ impl Settler {
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
+        let client = self.client().clone();
         // Not among the session's own tasks: closing it is not to wait for this.
-        drop(self.client().runtime().spawn(async move {
+        drop(client.runtime().clone().spawn(async move {
             let mut backoff = Backoff::default();
             while let Err(error) = work().await {
-                if is_final(error.kind()) {
+                if client.transport().is_final(error.kind()) {
                     tracing::warn!(%error, what, "the server refuses it: a key may stay");
                     return;
                 }
@@ -130,19 +131,4 @@ impl Settler {
             Some(_) => false,
         }
     }
-}
-
-/// True for what no repetition of the same request mends.
-pub(crate) fn is_final(kind: &ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::PermissionDenied
-            | ErrorKind::TooManyOps { .. }
-            | ErrorKind::TooLarge
-            | ErrorKind::Refused { .. }
-            | ErrorKind::Unsupported { .. }
-            | ErrorKind::InvalidInput { .. }
-            | ErrorKind::Lost(_)
-            | ErrorKind::LeaseNotFound
-    )
 }

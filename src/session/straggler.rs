@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use super::settle::{Settler, is_final};
+use super::settle::Settler;
 use crate::error::{ErrorKind, LostReason, Result};
 use crate::lease::Lease;
 use crate::lease::suspects::{Group, Suspect};
@@ -78,7 +78,7 @@ impl Settler {
             next_look = Instant::now() + second_look();
             match self.lease().is_over().await {
                 Ok(true) => return false,
-                Err(error) if is_final(error.kind()) => return false,
+                Err(error) if self.client().transport().is_final(error.kind()) => return false,
                 _ => {}
             }
         }
@@ -133,7 +133,7 @@ impl Settler {
             let reply = loop {
                 match self.read_all(txn.clone()).await {
                     Ok(reply) => break Some(reply),
-                    Err(error) if is_final(error.kind()) => {
+                    Err(error) if self.client().transport().is_final(error.kind()) => {
                         tracing::warn!(%error, "a key of unknown fate may stay until the session's end");
                         break None;
                     }

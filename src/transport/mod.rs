@@ -246,7 +246,7 @@ impl Transport {
         }
     }
 
-    /// True for errors that no time mends: see [`retry::is_final`].
+    /// True for errors that no time mends: see [`retry::is_final`]. A token of the user's own that is refused is one, too.
     pub(crate) fn is_final(&self, kind: &ErrorKind) -> bool {
         retry::is_final(kind) || *kind == ErrorKind::InvalidToken && !self.token_passes(kind)
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::core::{Core, Item};
-use super::settle::{Settler, passes};
+use super::fate::{Fate, fate, read_at};
+use super::settle::Settler;
 use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
 use crate::fence::Fence;
@@ -69,18 +70,29 @@ impl Held {
 
     /// Ends the item, together with operations of the caller's.
     pub(super) async fn end(&self, ops: impl IntoIterator<Item = Op>) -> Result<()> {
+        let ops = Vec::from_iter(ops);
+        let (put, deleted) = (ops.iter().find_map(Op::put_key), ops.iter().find_map(Op::count_deleted));
+        let ends = match (put, deleted) {
+            (Some(key), _) => Ends::Putting(key.clone()),
+            (None, Some(there)) => Ends::Deleting(there),
+            (None, None) if ops.iter().all(Op::is_read) => Ends::Alone,
+            (None, None) => Ends::With,
+        };
         let delete = self.delete().failure(self.own_item());
-        let txn = ops.into_iter().fold(delete, Txn::success);
-        self.decide(txn, true).await
+        self.decide(ops.into_iter().fold(delete, Txn::success), ends).await
     }
 
     /// Leaves the item to others.
     pub(super) async fn leave(&self) -> Result<()> {
-        self.decide(self.unclaim().failure(self.own_item()), false).await
+        let ends = match self.core.is_spent(self.item.deliveries()) {
+            true => Ends::Buries,
+            false => Ends::Not,
+        };
+        self.decide(self.unclaim().failure(self.own_item()), ends).await
     }
 
     /// Sends what is decided, once for all: what fails goes on in the background.
-    async fn decide(&self, txn: Txn, ends: bool) -> Result<()> {
+    async fn decide(&self, txn: Txn, ends: Ends) -> Result<()> {
         self.fence.check()?;
         self.settled.store(true, Ordering::Relaxed);
         self.fence.fall(LostReason::Released);
@@ -142,14 +154,31 @@ impl Drop for Held {
     }
 }
 
+/// Whether what is decided of an item ends it.
+enum Ends {
+    /// It is left to others.
+    Not,
+    /// The item is deleted, and no more.
+    Alone,
+    /// This key is put at once with that.
+    Putting(Bytes),
+    /// What is counted by this is deleted at once with that.
+    Deleting(pb::RangeRequest),
+    /// More is done at once with that, which leaves no such trace.
+    With,
+    /// The item is put among the dead letters.
+    Buries,
+}
+
 /// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
-async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: bool) -> Result<()> {
+async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: Ends) -> Result<()> {
+    let client = core.session.client();
     let answer = match core.session.transact(txn.clone(), Repeat::Harmless).await {
         Ok(answer) if answer.value.succeeded => return Ok(()),
         Ok(answer) => answer,
         Err(error) => {
             // What the server refuses it will refuse again: others may have the item.
-            let refused = error.outcome() == Outcome::NotApplied && !passes(error.kind());
+            let refused = error.outcome() == Outcome::NotApplied && client.transport().is_final(error.kind());
             let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
             let settling = Settler::new(&core).one_of(first, otherwise);
             core.session.cleanup().before_revoke().spawn(settling);
@@ -157,14 +186,38 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         }
     };
     let stands = answer.value.found(0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
-    if ends && stands || !answer.ambiguous {
-        return Err(fence.why().await.into());
+    // The claim is gone. Was it an earlier attempt of ours?
+    let done = match ends {
+        _ if !answer.ambiguous => Some(false),
+        // While the lease stands it was us, or another has given the item back for us.
+        Ends::Not => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
+        _ if stands => Some(false),
+        ends => was_ended(&core, &item, ends).await,
+    };
+    match done {
+        Some(true) => Ok(()),
+        Some(false) => Err(fence.why().await.into()),
+        None => Err(Error::from(fence.why().await).with_outcome(Outcome::Unknown)),
     }
-    // The claim is gone, by an earlier attempt of ours or because the lease had ended: another may have had the item. While
-    // the lease stands it was us.
-    match core.session.lease_handle().ask().await {
-        Ok(None) => Ok(()),
-        Ok(Some(reason)) => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
-        Err(error) => Err(error.with_outcome(Outcome::Unknown)),
+}
+
+/// Whether an item that is gone was ended by its worker, and with it all that was to be done at once. None where that cannot
+/// be told.
+async fn was_ended(core: &Core, item: &Item, ends: Ends) -> Option<bool> {
+    let client = core.session.client();
+    match (fate(client, &core.keys, &item.place, item.kv.mod_revision).await.ok()?, ends) {
+        // By hand, if not by us: no other has had it, nor will.
+        (Fate::Deleted(_), Ends::Alone) | (Fate::Buried, Ends::Buries) => Some(true),
+        (Fate::Deleted(at), Ends::Putting(key)) => {
+            let put = read_at(client, &key, at).await.ok()?;
+            Some(put.is_some_and(|kv| kv.mod_revision == at))
+        }
+        (Fate::Deleted(at), Ends::Deleting(there)) => {
+            let there = pb::RangeRequest { revision: at, ..there };
+            Some(client.transport().range(there).await.ok()?.count == 0)
+        }
+        (Fate::Deleted(_), _) | (Fate::Unmoved | Fate::Forgotten, _) => None,
+        // Another had it, after the claim was gone.
+        (Fate::Written | Fate::Buried, _) => Some(false),
     }
 }

@@ -64,8 +64,9 @@ impl Job {
     /// not acknowledged.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] if the job was lost before: the item was, or will be, delivered again. With
-    /// [`Outcome::Unknown`] it was lost while the acknowledgement was under way. Any other error means that the
+    /// [`ErrorKind::Lost`] if the job was lost before: the item was, or will be, delivered again, or is among the dead
+    /// letters. With [`Outcome::Unknown`] it was lost while the acknowledgement was under way. A reply that is lost is made up
+    /// for: where the second attempt finds the claim gone, the item's events tell whose doing that was. Any other error means that the
     /// acknowledgement goes on in the background until it is settled; closing the session waits for that, as long as the
     /// client's request timeout, and after that the item is delivered again.
     ///
@@ -80,7 +81,9 @@ impl Job {
     ///
     /// # Errors
     /// As [`ack`](Self::ack); but where the server refuses the operations ([`ErrorKind::TooManyOps`], say, with
-    /// [`Outcome::NotApplied`]) the item is given back, as by [`nack`](Self::nack).
+    /// [`Outcome::NotApplied`]) the item is given back, as by [`nack`](Self::nack). Where a reply is lost, and none of the
+    /// operations is a put, a delete or a read by itself, but only a transaction, it cannot be found out what became of
+    /// them: [`ErrorKind::Lost`], with [`Outcome::Unknown`].
     ///
     /// # Cancel safety
     /// As [`ack`](Self::ack).
@@ -92,7 +95,8 @@ impl Job {
     /// [last](super::Queue::max_deliveries) of its deliveries. One RPC. Dropping the job does the same in the background.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// As [`ack`](Self::ack). While the server's database is full, the last of its deliveries is not given back, since that
+    /// puts a letter ([`ErrorKind::NoSpace`]): it goes on in the background.
     ///
     /// # Cancel safety
     /// As [`ack`](Self::ack).

@@ -1,8 +1,10 @@
 //! Queues: items in the order in which the server took them.
 
+mod back;
 mod core;
 mod dead;
 mod facade;
+mod fate;
 mod held;
 mod job;
 mod keys;
@@ -43,10 +45,13 @@ use crate::session::Session;
 /// - **In their order:** a consumer gets items in the order of the queue. With several, items are taken in that order.
 /// - **Not lost on the way:** an item that was taken for a future that was dropped, or for a reply that never came,
 ///   goes back to its place in the order, at once when the session is closed: [`Session::close`] waits for that, as long
-///   as the client's request timeout, before it revokes the lease. Where the reply came and the lease ended all the same, it
-///   goes to the end of the queue. It is lost in one case: a dequeue took it, that reply never came, and the server
-///   could not be reached any more before the lease ended. A dequeue that was waited for then fails with
-///   [`Outcome::Unknown`].
+///   as the client's request timeout, before it revokes the lease. Where the lease ended all the same, since the server
+///   was away or its database full, the item goes to the end of the queue as soon as it can be put there, and
+///   [`Session::close`] fails with what keeps it from that. It is lost in three cases, in each of which a dequeue that was
+///   waited for fails with [`Outcome::Unknown`]: the client's process, or the runtime that the client was made on, ends before
+///   the item is back; the server cannot be reached, or refuses, for ten minutes after the session's end; or the server
+///   has compacted what became of the item before this client could ask. However long the database is full, an item that
+///   this client has read is kept for that long.
 ///
 /// # Cost
 /// Enqueue: one RPC. Dequeue of an item that waits: two RPCs (a look, which reads keys only, and the take), and one in

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use super::core::Core;
+use super::slip::Slip;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
 use crate::transport::retry::Repeat;
@@ -30,6 +31,15 @@ impl Core {
 
     async fn send(self, mark: Bytes, txn: Txn) -> Result<bool> {
         let slip = self.shared.slips.take();
+        if let Some(done) = self.send_with(slip, &mark, txn.clone()).await? {
+            return Ok(done);
+        }
+        let done = self.send_with(self.shared.slips.draw(), &mark, txn).await?;
+        done.ok_or_else(|| Error::protocol("a key that was never put is gone", Outcome::Unknown).at("KV/Txn"))
+    }
+
+    /// None where another has deleted the slip, and nothing was applied.
+    async fn send_with(&self, slip: Slip, mark: &Bytes, txn: Txn) -> Result<Option<bool>> {
         let txn = txn
             .compare(slip.unwritten())
             .success(Op::put_with_lease(slip.key.clone(), mark.clone(), self.session.lease()))
@@ -46,29 +56,32 @@ impl Core {
         let reply = answer.value;
         if reply.succeeded {
             self.shared.slips.written(slip, reply.header.revision, answer.ambiguous);
-            return Ok(true);
+            return Ok(Some(true));
         }
         let found = reply.found(0)?.first();
-        if let Some(kv) = found.filter(|kv| kv.value == mark) {
+        if let Some(kv) = found.filter(|kv| kv.value == *mark) {
             self.shared.slips.written(slip, kv.mod_revision, true);
-            return Ok(true);
+            return Ok(Some(true));
         }
         let outcome = if answer.ambiguous { Outcome::Unknown } else { Outcome::NotApplied };
         match found {
             // No attempt has written it, nor will one: not even one that is still under way.
             Some(_) if slip.is_as_known(found) => {}
             None if slip.is_as_known(found) && !answer.ambiguous => {}
-            // It may have been written and gone since.
-            None if slip.is_as_known(found) => {
+            // It went with the lease, or was deleted by another: an attempt may have written it before.
+            None => {
                 let error = Error::new(ErrorKind::Disconnected, outcome).at("KV/Txn");
-                return Err(error.because("it cannot be told what an attempt without an answer did"));
+                let error = error.because("it cannot be told what an attempt without an answer did");
+                let error = self.session.settler().whose_lease(error).await;
+                let unapplied = !answer.ambiguous && error.lost_reason().is_none();
+                return if unapplied { Ok(None) } else { Err(error) };
             }
-            _ => {
+            Some(_) => {
                 let error = Error::protocol("another client writes this queue's slips", outcome);
                 return Err(error.at("KV/Txn"));
             }
         }
         self.shared.slips.unused(slip);
-        Ok(false)
+        Ok(Some(false))
     }
 }

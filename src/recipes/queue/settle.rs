@@ -12,54 +12,71 @@
 //! a take whose session's lease ended before it was settled.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
+use super::back::Tries;
 use super::core::{Core, Item, read_returns};
+use super::fate::{first_event, read_at};
 use super::keys::Keys;
 use crate::client::Client;
-use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::error::{Error, LostReason, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::event::EventType;
+use crate::session::cleanup::Cleanup;
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat, may_pass};
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 
 /// What settles takes in the background. It holds no session, which is not to stay open for it.
 #[derive(Clone)]
 pub(super) struct Settler {
-    client: Client,
-    lease: Arc<Lease>,
-    keys: Arc<Keys>,
+    pub(super) client: Client,
+    pub(super) lease: Arc<Lease>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) cleanup: Cleanup,
 }
 
 impl Settler {
     pub(super) fn new(core: &Core) -> Self {
         let (client, lease) = (core.session.client().clone(), core.session.lease_handle().clone());
-        Self { client, lease, keys: core.keys.clone() }
+        Self { client, lease, keys: core.keys.clone(), cleanup: core.session.cleanup().clone() }
     }
 
     /// Settles a take of an item that was seen with this mod_revision: takes it back, or sees to it that it never is applied.
-    pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes) {
+    pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes, goes_with_session: bool) {
+        let item = pb::RangeRequest {
+            key: self.keys.item(&place),
+            // The value is needed where the item goes with the lease.
+            keys_only: !goes_with_session,
+            ..Default::default()
+        };
         let read = Txn::new()
             .success(Op::get(self.keys.claim(&place)))
-            .success(
-                pb::RangeRequest { key: self.keys.item(&place), keys_only: true, ..Default::default() }
-                    .into(),
-            )
+            .success(item.into())
             .success(Op::get(self.keys.returns(&place)));
         let mut backoff = Backoff::default();
         for _ in 0..MOST_ROUNDS {
             let settled = async {
                 let reply = self.until_answered(&read, Repeat::Read).await?.value;
-                match self.end_of(&place, seen, &mark, &reply)? {
-                    Some(end) => {
-                        Ok::<_, Error>(self.until_answered(&end, Repeat::Harmless).await?.value.succeeded)
+                Ok::<_, Error>(match self.end_of(&place, seen, &mark, &reply)? {
+                    End::GiveBack(item) => {
+                        let ours = Compare::value(self.keys.claim(&place)).is(mark.clone());
+                        self.clone().give_back(item, ours, goes_with_session).await;
+                        true
                     }
-                    None => Ok(true),
-                }
+                    End::Send(end) => self.until_answered(&end, Repeat::Harmless).await?.value.succeeded,
+                    End::Gone if goes_with_session => {
+                        if let Some(item) = self.taken(&place, seen, &mark).await? {
+                            let ours = Compare::value(self.keys.claim(&place)).is(mark.clone());
+                            self.clone().give_back(item, ours, true).await;
+                        }
+                        true
+                    }
+                    End::Gone | End::Settled => true,
+                })
             };
             match settled.await {
                 Ok(true) => return,
@@ -74,22 +91,21 @@ impl Settler {
         tracing::warn!("a take was not settled: the server's answers fit no state of the queue");
     }
 
-    /// What settles a take, by what there is. None where nothing is left to do.
-    fn end_of(&self, place: &[u8], seen: i64, mark: &Bytes, reply: &TxnReply) -> Result<Option<Txn>> {
+    /// What settles a take, by what there is.
+    fn end_of(&self, place: &Bytes, seen: i64, mark: &Bytes, reply: &TxnReply) -> Result<End> {
         let claimed = reply.found(0)?.first().is_some_and(|kv| kv.value == *mark);
         let (item, claim) = (self.keys.item(place), self.keys.claim(place));
         let Some(kv) = reply.found(1)?.first() else {
-            // It was deleted by hand.
+            // The claim alone is left where the item was deleted by hand.
             let unclaim = Txn::new().compare(Compare::value(claim.clone()).is(mark.clone()));
-            return Ok(claimed.then(|| unclaim.success(Op::delete(claim))));
+            return Ok(if claimed { End::Send(unclaim.success(Op::delete(claim))) } else { End::Gone });
         };
         let returns = read_returns(reply.found(2)?.first(), kv.create_revision);
         if claimed {
-            let ours = Compare::value(claim).is(mark.clone());
-            return Ok(Some(take_back(&self.keys, place, ours, kv.create_revision, returns + 2)));
+            return Ok(End::GiveBack(Item { place: place.clone(), kv: kv.clone(), returns }));
         }
         if kv.mod_revision != seen {
-            return Ok(None);
+            return Ok(End::Settled);
         }
         let again = pb::PutRequest {
             key: item.clone(),
@@ -99,47 +115,21 @@ impl Settler {
         };
         let counted = self.keys.count_returns(place, kv.create_revision, returns + 1);
         let unmoved = Txn::new().compare(Compare::mod_revision(item).is(seen));
-        Ok(Some(unmoved.success(again.into()).success(counted)))
+        Ok(End::Send(unmoved.success(again.into()).success(counted)))
     }
 
-    /// Gives an item back as if it had never been taken.
-    pub(super) async fn give_back(self, item: Item, ours: Compare, goes_with_session: bool) {
-        let created = item.kv.create_revision;
-        // The take has written the item, and so will this.
-        let returns = item.returns + 2;
-        let (key, claim) = (self.keys.item(&item.place), self.keys.claim(&item.place));
-        // The lease may have ended, and with it the claim: where no other has had the item since, it is counted all the same.
-        let unclaimed = Txn::new()
-            .compare(Compare::mod_revision(key.clone()).is(item.kv.mod_revision))
-            .compare(Compare::missing(claim))
-            .success(write_again(key, 0))
-            .success(self.keys.count_returns(&item.place, created, returns));
-        let txn = take_back(&self.keys, &item.place, ours, created, returns).failure(Op::txn(unclaimed));
-        match self.until_answered(&txn, Repeat::Harmless).await {
-            Ok(answer) if answer.value.succeeded || answer.value.inner_succeeded(1) == Some(true) => {}
-            Ok(answer) if goes_with_session => self.save(&item, answer.ambiguous).await,
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "an item was not given back"),
-        }
-    }
-
-    /// Saves an item that no caller was given, and that went with its session: it is put at the end of the queue. Where it
-    /// may have been given back before, others may have had it since.
-    async fn save(&self, item: &Item, in_doubt: bool) {
-        let key = self.keys.item(&item.place);
-        let put =
-            Txn::new().compare(Compare::missing(key.clone())).success(Op::put(key, item.kv.value.clone()));
-        let saved = match in_doubt {
-            true => Ok(false),
-            false => self.send(&put, Repeat::Never).await.map(|answer| answer.value.succeeded),
+    /// The item of a take that was applied and has ended since, as far as the server still tells. None where it was
+    /// another's.
+    async fn taken(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<Item>> {
+        let event = first_event(&self.client, &self.keys.item(place), seen).await?;
+        let Some(kv) = event.filter(|event| event.r#type() == EventType::Put).and_then(|event| event.kv)
+        else {
+            return Ok(None);
         };
-        match saved {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!(place = ?item.place, "an item may have gone with its session"),
-            Err(error) => {
-                tracing::warn!(%error, place = ?item.place, "an item may have gone with its session");
-            }
-        }
+        // The write that took it put the claim as well.
+        let claim = read_at(&self.client, &self.keys.claim(place), kv.mod_revision).await?;
+        let ours = claim.is_some_and(|claim| claim.value == *mark);
+        Ok(ours.then(|| Item { place: place.clone(), kv, returns: 0 }))
     }
 
     /// Sends a transaction until it is answered; where what is refused is refused for good, another instead.
@@ -170,34 +160,47 @@ impl Settler {
     }
 
     /// Sends a transaction until it is answered, whatever becomes of the session; for some minutes where that is lost.
-    async fn until_answered(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
-        let (mut backoff, mut in_doubt, mut lost_at) = (Backoff::default(), false, None);
+    pub(super) async fn until_answered(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
+        self.until(txn, repeat, &mut Tries::of(None)).await
+    }
+
+    pub(super) async fn until(
+        &self,
+        txn: &Txn,
+        repeat: Repeat,
+        tries: &mut Tries<'_>,
+    ) -> Result<Answer<TxnReply>> {
         loop {
-            let error = match self.send(txn, repeat).await {
-                Ok(answer) => return Ok(Answer { ambiguous: answer.ambiguous || in_doubt, ..answer }),
-                Err(error) => error,
-            };
-            in_doubt |= error.outcome() == Outcome::Unknown;
-            if self.lease.lost_reason().is_some() {
-                lost_at.get_or_insert_with(Instant::now);
+            match self.send(txn, repeat).await {
+                Ok(answer) => {
+                    return Ok(Answer { ambiguous: answer.ambiguous || tries.in_doubt, ..answer });
+                }
+                Err(error) => self.again(tries, error).await?,
             }
-            if !passes(error.kind()) || lost_at.is_some_and(|at| at.elapsed() > LONGEST) {
-                return Err(if in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
-            }
-            tracing::debug!(%error, "an item is not settled yet; trying again");
-            sleep(backoff.next()).await;
         }
     }
 
-    async fn send(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
+    pub(super) async fn send(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
         let Answer { value, ambiguous, unanswered } =
             self.client.transport().txn(txn.clone().into(), repeat).await?;
         Ok(Answer { value: TxnReply::try_from(value)?, ambiguous, unanswered })
     }
 }
 
+/// What settles a take.
+enum End {
+    /// It was applied.
+    GiveBack(Item),
+    /// This.
+    Send(Txn),
+    /// The item is gone.
+    Gone,
+    /// It never will be applied.
+    Settled,
+}
+
 /// Deletes a claim, and leaves the item of this create_revision to others with so many returns.
-fn take_back(keys: &Keys, place: &[u8], ours: Compare, created: i64, returns: i64) -> Txn {
+pub(super) fn take_back(keys: &Keys, place: &[u8], ours: Compare, created: i64, returns: i64) -> Txn {
     let (item, claim) = (keys.item(place), keys.claim(place));
     let unclaim = Txn::new().compare(ours.clone()).success(Op::delete(claim.clone()));
     // An item that is not there cannot be written again: the server would refuse the whole.
@@ -215,12 +218,5 @@ pub(super) fn write_again(key: Bytes, lease: i64) -> Op {
     pb::PutRequest { key, lease, ignore_value: true, ..Default::default() }.into()
 }
 
-/// True for what settling waits to be over: also for a full database, and for tokens that are refused again and again.
-pub(super) fn passes(kind: &ErrorKind) -> bool {
-    may_pass(kind) || matches!(kind, ErrorKind::NoSpace | ErrorKind::InvalidToken)
-}
-
 /// More than any take's states.
 const MOST_ROUNDS: usize = 10;
-/// How long after the session's end the server is asked: its lease may have been adopted, or may not have ended yet.
-const LONGEST: Duration = Duration::from_secs(600);

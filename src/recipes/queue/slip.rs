@@ -39,10 +39,13 @@ impl Slips {
 
     pub(super) fn take(&self) -> Slip {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        free.unwrap_or_else(|| {
-            let key = unique_key(&self.prefix, self.session.lease());
-            Slip { key, mod_revision: 0, keep: false }
-        })
+        free.unwrap_or_else(|| self.draw())
+    }
+
+    /// One that was never written.
+    pub(super) fn draw(&self) -> Slip {
+        let key = unique_key(&self.prefix, self.session.lease());
+        Slip { key, mod_revision: 0, keep: false }
     }
 
     /// Takes back a slip that was written at a revision.

@@ -200,7 +200,7 @@ impl Core {
             Ok(answer) => answer,
             Err(error) => {
                 if error.outcome() != Outcome::NotApplied {
-                    self.settle(head, mark);
+                    self.settle(head, mark, take);
                 }
                 return Err(error);
             }
@@ -226,7 +226,7 @@ impl Core {
             (None, _) => Ok(Taken::Lost(self.read_look(&look, &reply, 3)?)),
             // Somebody deletes items by hand.
             (Some(_), None) => {
-                self.settle(head, mark);
+                self.settle(head, mark, take);
                 let looked = self.read_look(&look, &reply, 3)?;
                 Ok(Taken::Lost(Looked { head: None, more: Some(look), ..looked }))
             }
@@ -234,8 +234,8 @@ impl Core {
     }
 
     /// Settles a take of which nobody knows whether it was applied.
-    fn settle(&self, head: Head, mark: Bytes) {
-        let settling = Settler::new(self).take(head.place, head.mod_revision, mark);
+    fn settle(&self, head: Head, mark: Bytes, take: Take) {
+        let settling = Settler::new(self).take(head.place, head.mod_revision, mark, take == Take::Keep);
         self.session.cleanup().before_revoke().spawn(settling);
     }
 }

@@ -52,7 +52,8 @@ async fn an_acknowledgement_that_fails_goes_on_in_the_background() {
 }
 
 /// The acknowledgement is cut off before it is applied, the lease revoked behind the worker's back, and another
-/// worker done with the item when the repeated one arrives: the first must not believe that it was its own.
+/// worker done with the item when the repeated one arrives: the first must not believe that it was its own. The item's
+/// events tell that it was not.
 #[tokio::test(start_paused = true)]
 async fn anothers_acknowledgement_is_not_taken_for_ones_own() {
     let fake = FakeEtcd::start();
@@ -67,7 +68,7 @@ async fn anothers_acknowledgement_is_not_taken_for_ones_own() {
     fake.revoke_lease(a.lease());
     other.take().await.unwrap().ack().await.unwrap();
     let error = acking.await.unwrap().unwrap_err();
-    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    assert_eq!(error.outcome(), Outcome::NotApplied, "{error}");
     assert_eq!(error.lost_reason(), Some(LostReason::Revoked));
 }
 

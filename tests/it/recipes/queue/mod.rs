@@ -2,8 +2,10 @@
 
 mod acks;
 mod backlog;
+mod by_hand;
 mod drops;
 mod faults;
+mod full;
 mod herd;
 mod jobs;
 mod model;

@@ -1,0 +1,234 @@
+//! Giving items back that no caller was given, and putting those again that went with their session.
+//!
+//! An item that was taken for good is bound to the session's lease, and only a put frees it of that. Where none is to be had
+//! before the lease ends, since the database is full or the server away, the item goes with the lease, and is put
+//! again from here. **Once:** the key's events tell whether the item was given back by an attempt without an answer, or
+//! taken by another, or went with the lease; and the put is made together with a slip of a lease of its own, so that no
+//! attempt is applied after another, nor after that lease was revoked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+
+use super::core::Item;
+use super::fate::{Fate, fate, read_at};
+use super::settle::{Settler, take_back, write_again};
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::ids;
+use crate::key::unique_key;
+use crate::session::cleanup::Debt;
+use crate::transport::retry::{Backoff, Repeat};
+use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::watch::second_look;
+
+impl Settler {
+    /// Gives an item back as if it had never been taken.
+    pub(super) async fn give_back(self, item: Item, ours: Compare, goes_with_session: bool) {
+        let created = item.kv.create_revision;
+        // The take has written the item, and so will this.
+        let returns = item.returns + 2;
+        let (key, claim) = (self.keys.item(&item.place), self.keys.claim(&item.place));
+        // The lease may have ended, and with it the claim: where no other has had the item since, it is counted all the same.
+        let unclaimed = Txn::new()
+            .compare(Compare::mod_revision(key.clone()).is(item.kv.mod_revision))
+            .compare(Compare::missing(claim))
+            .success(write_again(key, 0))
+            .success(self.keys.count_returns(&item.place, created, returns));
+        let txn = take_back(&self.keys, &item.place, ours, created, returns).failure(Op::txn(unclaimed));
+        let given = match goes_with_session {
+            true => self.give_or_save(&txn, &item).await,
+            false => self.until_answered(&txn, Repeat::Harmless).await.map(drop),
+        };
+        if let Err(error) = given {
+            tracing::warn!(%error, place = ?item.place, "an item was not given back: it may have gone with its session");
+        }
+    }
+
+    async fn give_or_save(&self, back: &Txn, item: &Item) -> Result<()> {
+        let debt = self.cleanup.debt();
+        let mut tries = Tries::of(Some(&debt));
+        let given = async {
+            if self.has_gone(back, item, &mut tries).await? {
+                self.save(item, &mut tries).await?;
+            }
+            Ok(())
+        };
+        let given: Result<()> = given.await;
+        match &given {
+            Ok(()) => debt.saved(),
+            Err(error) => debt.failed(error.kind()),
+        }
+        given
+    }
+
+    /// Gives an item back, unless it has gone with the lease: whether it has.
+    async fn has_gone(&self, back: &Txn, item: &Item, tries: &mut Tries<'_>) -> Result<bool> {
+        loop {
+            let mut failed = match self.send(back, Repeat::Harmless).await {
+                Ok(answer) if is_given(&answer.value) => return Ok(false),
+                Ok(answer) => {
+                    tries.in_doubt |= answer.ambiguous;
+                    None
+                }
+                Err(error) => {
+                    tries.in_doubt |= error.outcome() == Outcome::Unknown;
+                    Some(error)
+                }
+            };
+            let answered = failed.is_none();
+            // As long as the lease lives, the item waits for the next attempt.
+            if answered || self.lease.lost_reason().is_some() {
+                match self.went(item, tries.in_doubt).await {
+                    Ok(Went::With) => return Ok(true),
+                    Ok(Went::Elsewhere) => return Ok(false),
+                    // Its claim is another's.
+                    Ok(Went::Nowhere) if answered => return Ok(false),
+                    Ok(Went::Nowhere) => {}
+                    Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => return Err(error),
+                    Err(error) => drop(failed.get_or_insert(error)),
+                }
+            }
+            if let Some(error) = failed {
+                self.again(tries, error).await?;
+            }
+        }
+    }
+
+    /// Where an item went that a take has bound to the lease. An error where that is compacted, and the item may have been
+    /// given back, and taken by another since.
+    async fn went(&self, item: &Item, in_doubt: bool) -> Result<Went> {
+        match fate(&self.client, &self.keys, &item.place, item.kv.mod_revision).await? {
+            Fate::Unmoved => return Ok(Went::Nowhere),
+            Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
+            Fate::Deleted(at) => match read_at(&self.client, &self.keys.claim(&item.place), at).await {
+                // It was deleted by hand: the lease would have taken both.
+                Ok(Some(_)) => return Ok(Went::Elsewhere),
+                Ok(None) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
+                Err(error) => return Err(error),
+            },
+            Fate::Forgotten if in_doubt => {
+                let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
+                return Err(error.because("what became of an item since it was taken"));
+            }
+            Fate::Forgotten => {}
+        }
+        // By hand as well, where the lease lives.
+        Ok(if self.has_ended().await? { Went::With } else { Went::Elsewhere })
+    }
+
+    /// Whether the lease has ended, of which two keys are gone.
+    async fn has_ended(&self) -> Result<bool> {
+        if self.lease.lost_reason().is_none() {
+            return Ok(self.lease.ask().await?.is_some());
+        }
+        // A member that lags behind may know of it yet.
+        for _ in 0..LOOKS {
+            if self.lease.is_over().await? {
+                return Ok(true);
+            }
+            sleep(LOOK).await;
+        }
+        Ok(false)
+    }
+
+    /// Puts an item again, at the end of the queue: once, however often that is sent.
+    async fn save(&self, item: &Item, tries: &mut Tries<'_>) -> Result<()> {
+        loop {
+            let id = self.grant(tries).await?;
+            let (key, slip) = (self.keys.item(&item.place), unique_key(&self.keys.senders, id));
+            let txn = Txn::new()
+                .compare(Compare::missing(slip.clone()))
+                .compare(Compare::missing(key.clone()))
+                .success(Op::put(key, item.kv.value.clone()))
+                .success(Op::put_with_lease(slip, Bytes::new(), id));
+            tries.in_doubt = false;
+            let sent = self.until(&txn, Repeat::Harmless, tries).await;
+            if let Err(error) = self.client.transport().lease_revoke(id).await {
+                tracing::debug!(%error, "a lease that saved an item is left to its TTL");
+            }
+            match sent {
+                // Else an attempt before this one put it.
+                Ok(_) => return Ok(()),
+                // It took too long, and none was applied.
+                Err(error)
+                    if *error.kind() == ErrorKind::LeaseNotFound
+                        && error.outcome() == Outcome::NotApplied => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A lease that fences one put off. It is not renewed.
+    async fn grant(&self, tries: &mut Tries<'_>) -> Result<i64> {
+        let ttl = i64::try_from(LONGEST.as_secs()).unwrap_or(i64::MAX);
+        loop {
+            let id = i64::try_from(ids::draw() >> 1).unwrap_or_default().max(1);
+            match self.client.transport().lease_grant(id, ttl).await {
+                Ok(answer) if answer.value.id == id => return Ok(id),
+                Ok(_) => return Err(Error::protocol("another lease was granted", Outcome::Unknown)),
+                // One of an attempt before, or of another process: nothing can tell. It is not used.
+                Err(error) if *error.kind() == ErrorKind::LeaseExists => sleep(tries.backoff.next()).await,
+                Err(error) => self.again(tries, error).await?,
+            }
+        }
+    }
+
+    /// Waits for the next attempt; gives the error back where there is to be none.
+    pub(super) async fn again(&self, tries: &mut Tries<'_>, error: Error) -> Result<()> {
+        tries.in_doubt |= error.outcome() == Outcome::Unknown;
+        if let Some(debt) = tries.debt {
+            debt.failed(error.kind());
+        }
+        if self.lease.lost_reason().is_some() {
+            tries.lost_at.get_or_insert_with(Instant::now);
+        }
+        let late = tries.lost_at.is_some_and(|at| at.elapsed() > LONGEST);
+        // Space is made by an operator, whenever that is. Only what would be lost is worth waiting for that.
+        let full = *error.kind() == ErrorKind::NoSpace && tries.debt.is_some();
+        if self.client.transport().is_final(error.kind()) || late && !full {
+            return Err(if tries.in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
+        }
+        tracing::debug!(%error, "an item is not settled yet; trying again");
+        sleep(if late { second_look() } else { tries.backoff.next() }).await;
+        Ok(())
+    }
+}
+
+/// Where an item went.
+enum Went {
+    /// With the lease.
+    With,
+    /// It was given back, or another took it, or it was deleted by hand.
+    Elsewhere,
+    /// It is as the take left it.
+    Nowhere,
+}
+
+fn is_given(back: &TxnReply) -> bool {
+    back.succeeded || back.inner_succeeded(1) == Some(true)
+}
+
+/// How far one has got with settling something.
+pub(super) struct Tries<'a> {
+    backoff: Backoff,
+    /// An attempt may have been applied.
+    pub(super) in_doubt: bool,
+    /// When an attempt first failed with the session lost.
+    lost_at: Option<Instant>,
+    /// What is lost where it does not succeed.
+    debt: Option<&'a Debt>,
+}
+
+impl<'a> Tries<'a> {
+    pub(super) fn of(debt: Option<&'a Debt>) -> Self {
+        Self { backoff: Backoff::default(), in_doubt: false, lost_at: None, debt }
+    }
+}
+
+/// How often, and how far apart, one looks whether a lease has ended.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_secs(1);
+/// How long after the session's end the server is asked: its lease may have been adopted, or may not have ended yet.
+const LONGEST: Duration = Duration::from_secs(600);

@@ -1,0 +1,73 @@
+//! What became of an item since it was taken, as the events of its key tell: where a reply was lost, or a lease has ended.
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::keys::Keys;
+use crate::client::Client;
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::watch::Watch;
+
+/// What happened first to an item's key after the write that took it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nothing.
+    Unmoved,
+    /// It was written: it was given back, or another took it.
+    Written,
+    /// It was deleted, at this revision.
+    Deleted(i64),
+    /// It was deleted, and put among the dead letters.
+    Buried,
+    /// The server has compacted that.
+    Forgotten,
+}
+
+/// What became of an item that was taken at this revision: one RPC, and where it is not as it was, a watch and another.
+pub(super) async fn fate(client: &Client, keys: &Keys, place: &[u8], taken_at: i64) -> Result<Fate> {
+    let item = keys.item(place);
+    let range = pb::RangeRequest { key: item.clone(), keys_only: true, ..Default::default() };
+    let found = client.transport().range(range).await?.kvs;
+    if found.first().is_some_and(|kv| kv.mod_revision == taken_at) {
+        return Ok(Fate::Unmoved);
+    }
+    let Some(event) = first_event(client, &item, taken_at).await? else { return Ok(Fate::Forgotten) };
+    if event.r#type() == EventType::Put {
+        return Ok(Fate::Written);
+    }
+    let at = event.kv.map_or(0, |kv| kv.mod_revision);
+    match read_at(client, &keys.undelivered(place), at).await {
+        Ok(Some(letter)) if letter.mod_revision == at => Ok(Fate::Buried),
+        Ok(_) => Ok(Fate::Deleted(at)),
+        Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => Ok(Fate::Forgotten),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first event after a revision of a key that has changed since; None where that is compacted.
+pub(super) async fn first_event(client: &Client, key: &Bytes, after: i64) -> Result<Option<Event>> {
+    let mut watcher = client.watch(Watch::key(key).from_revision(after + 1));
+    let first = async {
+        let is_later =
+            |event: &Event| event.kv.as_ref().is_some_and(|kv| kv.key == key && kv.mod_revision > after);
+        loop {
+            if let Some(event) = watcher.next().await?.events.into_iter().find(is_later) {
+                return Ok(event);
+            }
+        }
+    };
+    match timeout(client.transport().limits().request_timeout, first).await {
+        Ok(Ok(event)) => Ok(Some(event)),
+        Ok(Err(error)) if matches!(Error::kind(&error), ErrorKind::Compacted { .. }) => Ok(None),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch")),
+    }
+}
+
+/// A key as it was at a revision; None where it was missing. An error also where that is compacted.
+pub(super) async fn read_at(client: &Client, key: &Bytes, revision: i64) -> Result<Option<KeyValue>> {
+    let range = pb::RangeRequest { key: key.clone(), revision, ..Default::default() };
+    Ok(client.transport().range(range).await?.kvs.into_iter().next())
+}
