@@ -157,12 +157,9 @@ impl Fence {
 
     /// Refuses a key that is below the lock's own name: Go's clients would wait for it as for a holder's.
     pub(crate) fn may_put(&self, key: &Bytes) -> Result<()> {
-        if !self.is_own_line(key) {
-            return Ok(());
-        }
-        let why =
-            format!("{key:?} is below the name of the lock, where those who wait for it have their keys");
-        Err(Error::invalid("key", why))
+        let below = "is below the name of the lock, where those who wait for it have their keys";
+        let refused = || Error::invalid("key", format!("{key:?} {below}"));
+        if self.is_own_line(key) { Err(refused()) } else { Ok(()) }
     }
 
     /// Compares that hold only while all keys of the guard exist.
