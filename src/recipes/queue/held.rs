@@ -192,7 +192,7 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         // While the lease stands it was us, or another has given the item back for us.
         Ends::Not => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
         _ if stands => Some(false),
-        ends => was_ended(&core, &item, ends).await,
+        ends => was_ended(&core, &fence, &item, ends).await,
     };
     match done {
         Some(true) => Ok(()),
@@ -203,9 +203,17 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
 
 /// Whether an item that is gone was ended by its worker, and with it all that was to be done at once. None where that cannot
 /// be told.
-async fn was_ended(core: &Core, item: &Item, ends: Ends) -> Option<bool> {
+async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: Ends) -> Option<bool> {
     let client = core.session.client();
-    match (fate(client, &core.keys, &item.place, item.kv.mod_revision).await.ok()?, ends) {
+    let fate = fate(client, &core.keys, &item.place, item.kv.mod_revision).await.ok()?;
+    if let Fate::Deleted(at) = fate {
+        // An end of ours deletes the claim in the same revision.
+        let claim = read_at(client, fence.key(), at - 1).await.ok()?;
+        if claim.is_none_or(|kv| kv.create_revision != fence.token()) {
+            return Some(false);
+        }
+    }
+    match (fate, ends) {
         // By hand, if not by us: no other has had it, nor will.
         (Fate::Deleted(_), Ends::Alone) | (Fate::Buried, Ends::Buries) => Some(true),
         (Fate::Deleted(at), Ends::Putting(key)) => {
