@@ -3,13 +3,17 @@ mod linger;
 mod outages;
 
 use std::future::Future;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
+use super::task::LINGER;
 use super::*;
+use crate::error::{ErrorKind, LostReason};
+use crate::pb::etcdserverpb as pb;
 use crate::watch::Events;
 use crate::watch::testing::{REQUEST_TIMEOUT, Server, Wire, answer, no_leader, puts, server};
 
