@@ -3,10 +3,12 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
+use tokio::time::sleep;
+
 use super::Session;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Answer;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat, may_pass};
 use crate::txn::{Txn, TxnReply};
 
 impl Session {
@@ -26,6 +28,22 @@ impl Session {
     /// Sends a transaction. What it says of the session's own lease is taken for what it says.
     pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
         self.settler().transact(txn, repeat).await
+    }
+
+    /// After a read that failed in the midst of a wait: pauses, for longer each time, so that it may be made again. Gives back
+    /// what no time mends.
+    pub(crate) async fn outlast(&self, error: Error, backoff: &mut Backoff) -> Result<()> {
+        if !self.mends(error.kind()) {
+            return Err(error);
+        }
+        tracing::debug!(%error, "a read failed in the midst of a wait; trying again");
+        sleep(backoff.next()).await;
+        Ok(())
+    }
+
+    /// Whether a wait goes on after a read that failed so.
+    pub(crate) fn mends(&self, kind: &ErrorKind) -> bool {
+        may_pass(kind) || self.client().transport().token_passes(kind)
     }
 
     /// Sends a transaction that only reads.

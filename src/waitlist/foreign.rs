@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Tells of such a key, once for each name: Go's clients and `etcdctl` wait for it.
-pub(super) fn tell(prefix: &Bytes, key: &Bytes) {
+/// Tells of such a key, once for each name: Go's clients and `etcdctl` wait for it, or count it.
+pub(crate) fn passed_over(prefix: &Bytes, key: &Bytes) {
     let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
     if told.len() >= MOST_NAMES || told.contains(prefix) {
         return;
@@ -17,7 +17,7 @@ pub(super) fn tell(prefix: &Bytes, key: &Bytes) {
     tracing::warn!(
         below = ?prefix,
         ?key,
-        "a key below a lock's name is no contender's and is passed over here; Go's clients and etcdctl wait until it is gone"
+        "a key below a name is no contender's and is passed over here; Go's clients and etcdctl take it for one"
     );
 }
 

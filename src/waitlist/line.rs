@@ -229,7 +229,7 @@ impl Line {
     fn counts(&self, kv: &KeyValue) -> bool {
         let counts = (self.contends)(&self.ahead, &kv.key);
         if !counts {
-            foreign::tell(&self.ahead, &kv.key);
+            foreign::passed_over(&self.ahead, &kv.key);
         }
         counts
     }

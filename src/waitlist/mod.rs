@@ -30,8 +30,9 @@ use crate::lease::Turn;
 use crate::owned::{Owned, Plan};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
+pub(crate) use foreign::passed_over;
 pub(crate) use line::{Line, Look, Predecessor, Standing};
 
 /// A queue of sessions on one name. Tasks of one process that share a session share its key, and queue here.
@@ -130,7 +131,10 @@ pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<O
         }
         if waited && lines.len() > 1 {
             // What was proven in one line is old once one has waited in another.
-            place.confirm().await?;
+            let mut backoff = Backoff::default();
+            while let Err(error) = session.unless_lost(place.confirm()).await {
+                session.unless_lost(session.outlast(error, &mut backoff)).await?;
+            }
         }
         // The proof may have been on its way for longer than the session lasts.
         place.check()?;

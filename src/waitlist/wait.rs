@@ -16,6 +16,7 @@ use super::line::{Line, Look, Predecessor, Standing, look_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned::Owned;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::transport::retry::Backoff;
 use crate::txn::Txn;
 use crate::watch::{Watch, second_look};
 
@@ -44,35 +45,33 @@ impl Line {
             Ok(since) => since,
             Err(error) => return look_after(order, place, error).await,
         };
-        if since > predecessor.seen_at {
-            // In a short line it is worth knowing whether the predecessor has become the first.
-            let stands =
-                predecessor.among_many && !L::PAST_PREDECESSOR && stands(place, &predecessor).await?;
-            if !stands {
-                match Box::pin(still_behind(order, place, &predecessor)).await? {
-                    // Its end will be the proof, where one watch tells of it.
-                    Ok(seen) if seen.is_first && !predecessor.is_first => return Ok(Standing::Behind(seen)),
-                    Ok(_) => {}
-                    Err(other) => return Ok(other),
+        // What happened before the watch began is yet to be seen.
+        let mut unseen = since > predecessor.seen_at;
+        let (mut due, mut again) = (unseen, Instant::now() + second_look());
+        let (mut noise, mut backoff) = (0, Backoff::default());
+        loop {
+            if std::mem::take(&mut due) {
+                match Box::pin(look_again(order, place, &predecessor, unseen)).await {
+                    Ok(Some(standing)) => return Ok(standing),
+                    Ok(None) => {
+                        (unseen, again) = (false, Instant::now() + second_look());
+                        backoff.reset();
+                    }
+                    // Meanwhile the watch is listened to.
+                    Err(error) if place.session().mends(error.kind()) => {
+                        tracing::debug!(%error, "a look at a line failed; trying again");
+                        again = Instant::now() + backoff.next();
+                    }
+                    Err(error) => return Err(error),
                 }
             }
-        }
-        let mut again = Instant::now() + second_look();
-        let mut noise = 0;
-        loop {
             let events = tokio::select! {
                 biased;
                 events = watcher.next() => events,
+                // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
                 () = tokio::time::sleep_until(again) => {
-                    // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
-                    again = Instant::now() + second_look();
-                    if !L::PAST_PREDECESSOR && stands(place, &predecessor).await? {
-                        continue;
-                    }
-                    match Box::pin(still_behind(order, place, &predecessor)).await? {
-                        Ok(_) => continue,
-                        Err(other) => return Ok(other),
-                    }
+                    due = true;
+                    continue;
                 }
             };
             let events = match events {
@@ -86,9 +85,9 @@ impl Line {
             let ends = |event: &Event| deletes(event, &predecessor.key, predecessor.create_revision);
             if events.events.iter().any(|event| ends(event) || self.opened(event, &predecessor)) {
                 // Only the watch on both keys knows that our own stood then.
-                let proven = on_one_cursor && events.events.iter().any(ends);
+                let proven = on_one_cursor && !unseen && events.events.iter().any(ends);
                 if !proven {
-                    return order.look(place).await;
+                    return look(order, place).await;
                 }
                 place.proven_at(events.revision);
                 return Ok(Standing::First);
@@ -129,9 +128,41 @@ impl Line {
 /// After a watch that ended: compaction loses events, so the queue is read instead. Anything else ends the wait.
 async fn look_after(order: &impl Look, place: &mut Owned, error: Error) -> Result<Standing> {
     match error.kind() {
-        ErrorKind::Compacted { .. } => order.look(place).await,
+        ErrorKind::Compacted { .. } => look(order, place).await,
         _ => Err(error),
     }
+}
+
+/// Reads how a place stands, over what time mends: one who has waited for hours does not lose the place for one read.
+async fn look(order: &impl Look, place: &mut Owned) -> Result<Standing> {
+    let mut backoff = Backoff::default();
+    loop {
+        match order.look(place).await {
+            Ok(standing) => return Ok(standing),
+            Err(error) => place.session().outlast(error, &mut backoff).await?,
+        }
+    }
+}
+
+/// Looks whether a place is to go on with the predecessor that it watches; if not, that is how it stands. `unseen`: what
+/// happened before the watch began is yet to be seen.
+async fn look_again<L: Look>(
+    order: &L,
+    place: &mut Owned,
+    predecessor: &Predecessor,
+    unseen: bool,
+) -> Result<Option<Standing>> {
+    // In a short line it is worth knowing whether the predecessor has become the first.
+    let is_enough = !L::PAST_PREDECESSOR && (predecessor.among_many || !unseen);
+    if is_enough && stands(place, predecessor).await? {
+        return Ok(None);
+    }
+    Ok(match still_behind(order, place, predecessor).await? {
+        // Its end will be the proof, where one watch tells of it.
+        Ok(seen) if unseen && seen.is_first && !predecessor.is_first => Some(Standing::Behind(seen)),
+        Ok(_) => None,
+        Err(other) => Some(other),
+    })
 }
 
 /// Looks whether a place is still behind the predecessor that it watches; if not, that is how it stands.

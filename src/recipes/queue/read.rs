@@ -51,6 +51,17 @@ impl Core {
         self.look_by(look).await
     }
 
+    /// As [`look`](Self::look), in the midst of a wait: over what time mends.
+    pub(super) async fn look_lasting(&self) -> Result<Looked> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.look().await {
+                Ok(looked) => return Ok(looked),
+                Err(error) => self.session.outlast(error, &mut backoff).await?,
+            }
+        }
+    }
+
     /// Goes on with a look that did not reach far enough.
     pub(super) async fn in_full(&self, looked: Looked) -> Result<Looked> {
         match looked.more {

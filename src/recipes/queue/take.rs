@@ -99,7 +99,7 @@ impl Core {
     async fn follow(&self, take: Take, under_way: &AtomicBool) -> Result<Held> {
         let mut watcher = self.session.client().watch(self.keys.watch());
         watcher.created().await?;
-        let mut looked = self.look().await?;
+        let mut looked = self.look_lasting().await?;
         let mut again = Instant::now() + second_look();
         loop {
             let seen_at = match self.take_first(looked, take, under_way).await? {
@@ -118,7 +118,7 @@ impl Core {
                 };
                 match freed {
                     Some(Freed::New(head)) => break Looked::at(head),
-                    Some(Freed::Again) => break self.look().await?,
+                    Some(Freed::Again) => break self.look_lasting().await?,
                     None => {}
                 }
             };

@@ -14,7 +14,7 @@ use crate::fence::Fence;
 use crate::key::{prefix_end, unique_key};
 use crate::owned::{Owned, Plan, Planned};
 use crate::pb::mvccpb::event::EventType;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
 use crate::watch::{Watch, Watcher, second_look};
@@ -142,13 +142,13 @@ impl<'a> Asking<'a> {
             let both = Watch::range(self.of.limit.key(), prefix_end(&self.of.queue));
             self.of.session.client().watch(both)
         };
-        let mut watcher = watch();
+        let (mut watcher, mut backoff) = (watch(), Backoff::default());
         loop {
             match self.follow_once(place, &mut watcher).await {
                 Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(false) => backoff.reset(),
                 Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => watcher = watch(),
-                Err(error) => return Err(error),
+                Err(error) => self.of.session.outlast(error, &mut backoff).await?,
             }
         }
     }

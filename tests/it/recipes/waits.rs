@@ -188,6 +188,37 @@ async fn what_a_stream_does_not_tell_is_found_in_the_end() {
     }
 }
 
+/// The server answered no read of a client for minutes, while its streams stood. Each who waited looked after its
+/// predecessor once in that time, as it does every minute or two, and that look ended the wait, and lost the place.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_fails_ends_no_wait() {
+    for wait in Wait::ALL {
+        let (fake, counter) = (FakeEtcd::start(), RpcCounter::new());
+        let (holder, waiter) = two(&fake, &counter).await;
+        let making_way = wait.hold(&holder, "x", 1).await.unwrap();
+        let waiting = wait.stand(&waiter, &counter, &fake.client(), "x", (1, 1)).await;
+        let refuse = |rpc| {
+            let away = Do::fail(tonic::Status::unavailable("etcdserver: no leader"));
+            fake.fault(On::rpc(rpc).client("waiter"), away)
+        };
+        let refused = [refuse(Rpc::Txn), refuse(Rpc::Range)];
+        tokio::time::sleep(S(300)).await;
+        assert!(!waiting.is_finished(), "{wait:?}: {:?}", waiting.await.unwrap().map(drop));
+        assert!(refused.iter().any(|refused| refused.hits() > 0), "{wait:?} did not look");
+        // Some take what they waited for by a write; to the others their turn comes meanwhile.
+        let late = if matches!(wait, Wait::Item | Wait::Urgent) { S(1) } else { S(0) };
+        let making_way = tokio::spawn(async move {
+            tokio::time::sleep(late).await;
+            making_way.await
+        });
+        tokio::time::sleep(if late.is_zero() { S(30) } else { S(0) }).await;
+        refused.iter().for_each(Fault::remove);
+        let waited = timeout(S(60), waiting).await;
+        waited.unwrap_or_else(|_| panic!("{wait:?} still waits")).unwrap().unwrap();
+        making_way.await.unwrap().unwrap();
+    }
+}
+
 /// Of each transaction in the whole of a wait, of who holds and of who waits, the reply is lost once: in the end all is
 /// as if none had been.
 #[tokio::test(start_paused = true)]
