@@ -100,9 +100,14 @@ impl View {
         self
     }
 
-    /// Of those keys alone of which this says that they count. What follows them lasts: it waits for whatever time mends.
+    /// Of those keys alone of which this says that they count.
     pub(crate) fn only(self, only: fn(&[u8], &[u8]) -> bool) -> Self {
-        Self { only, lasts: true, ..self }
+        Self { only, ..self }
+    }
+
+    /// It waits for whatever time mends, with the first read too.
+    pub(crate) fn lasting(self) -> Self {
+        Self { lasts: true, ..self }
     }
 
     /// How often it was read anew, since events were lost: what came and went meanwhile was not seen.

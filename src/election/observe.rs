@@ -37,7 +37,7 @@ pub struct Observer {
 
 impl Observer {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
-        let view = View::new(session.client(), prefix).only(is_contender);
+        let view = View::new(session.client(), prefix).only(is_contender).lasting();
         let following =
             Following { session: session.clone(), view, told: None, seen: 0, missed: false, gaps: 0 };
         Self { steps: Steps::new(following) }

@@ -135,12 +135,7 @@ impl Owned {
             Ok(Deleted::ByUs) => Ok(()),
             // Another client did: for how long were they no longer ours?
             Ok(Deleted::Before) => Err(self.why().await.into()),
-            Ok(Deleted::Unknown) => {
-                let error = Error::new(ErrorKind::Fenced, Outcome::Unknown).at("KV/Txn");
-                Err(error.because(
-                    "the key is gone; an attempt that was not answered, or another client, deleted it",
-                ))
-            }
+            Ok(Deleted::Unknown) => Err(gone_unseen()),
             Err(error) if error.lost_reason().is_some() => Err(error),
             Err(error) => Err(match self.session.lease_handle().lost_reason() {
                 Some(reason) => Error::from(reason).with_outcome(error.outcome()).because(error),
@@ -237,6 +232,12 @@ impl Drop for Owned {
     fn drop(&mut self) {
         self.let_go();
     }
+}
+
+/// The error for a key that was to be deleted and is gone, where an attempt was not answered.
+pub(crate) fn gone_unseen() -> Error {
+    let error = Error::new(ErrorKind::Fenced, Outcome::Unknown).at("KV/Txn");
+    error.because("the key is gone; an attempt that was not answered, or another client, deleted it")
 }
 
 /// The output of the first of several futures that is ready.

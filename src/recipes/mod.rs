@@ -13,7 +13,7 @@ mod semaphore;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result, quote};
-use crate::key::name_prefix;
+use crate::key::{is_drawn, name_prefix};
 use crate::pb::mvccpb::KeyValue;
 use crate::waitlist::checked;
 pub use barrier::Barrier;
@@ -34,6 +34,12 @@ fn below<const N: usize>(name: &[u8], parts: [&str; N]) -> Result<[Bytes; N]> {
 
 fn not_zero(what: &'static str, number: u32) -> Result<()> {
     if number == 0 { Err(Error::invalid(what, "it is zero")) } else { Ok(()) }
+}
+
+/// Whether a key behind this prefix is one that a recipe puts once, by its shape: ours are drawn, Go's are numbers.
+fn is_asked(prefix: &[u8], key: &[u8]) -> bool {
+    key.strip_prefix(prefix)
+        .is_some_and(|own| is_drawn(own) || matches!(own.len(), 1..=20) && own.iter().all(u8::is_ascii_digit))
 }
 
 /// The error for a key that says something else than it should.

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use super::below;
+use super::{below, is_asked};
 use crate::error::{LostReason, Result};
-use crate::key::{is_drawn, unique_key};
+use crate::key::unique_key;
 use crate::owned::{Owned, Plan, guard};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -200,12 +200,6 @@ impl RwLockWriteGuard {
 
 guard!(RwLockReadGuard, unlock);
 guard!(RwLockWriteGuard, unlock);
-
-/// Whether a key behind this prefix is a reader's or writer's, by its shape: ours are drawn, Go's are numbers.
-fn is_asked(prefix: &[u8], key: &[u8]) -> bool {
-    key.strip_prefix(prefix)
-        .is_some_and(|own| is_drawn(own) || matches!(own.len(), 1..=20) && own.iter().all(u8::is_ascii_digit))
-}
 
 fn is_reader_or_writer(all: &[u8], key: &[u8]) -> bool {
     let own = key.strip_prefix(all).unwrap_or_default();

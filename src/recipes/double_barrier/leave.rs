@@ -5,11 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::DoubleBarrier;
+use super::{DoubleBarrier, is_asked};
 use crate::error::Result;
-use crate::owned::Owned;
+use crate::owned::{Owned, gone_unseen};
+use crate::pb::mvccpb::KeyValue;
 use crate::transport::Answer;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn};
 use crate::view::View;
 
@@ -27,30 +28,41 @@ impl DoubleBarrier {
         let there = reply.range(1)?;
         let stands = reply.succeeded && reply.first(0).is_some();
         if stands {
-            // Nobody was there before us: we leave last.
+            // No participant was there before us: we leave last.
             if there.count > 1 {
                 self.alone(owned).await?;
             }
             return self.close(round, owned).await;
         }
-        if !ambiguous && (reply.succeeded || reply.deleted(0) == Some(0)) {
+        let was_gone = reply.succeeded || reply.deleted(0) == Some(0);
+        if was_gone && !ambiguous {
             return Err(owned.fence().why().await.into());
         }
         owned.released();
         match there.kvs.first() {
-            Some(oldest) => self.left(round, oldest.key.clone()).await,
-            // Whoever was to leave last was lost before.
-            None => self.clear(round).await,
+            Some(oldest) if is_asked(&self.waiters, &oldest.key) => {
+                self.left(round, oldest.key.clone()).await?;
+            }
+            Some(_) => match self.rest(round).await? {
+                Rest::Longest(oldest) => self.left(round, oldest).await?,
+                Rest::Over(ready) => {
+                    self.clear(round, Compare::mod_revision(ready.key).is(ready.mod_revision)).await?
+                }
+                Rest::Nothing => {}
+            },
+            // The one who was to leave last was lost before.
+            None => self.clear(round, Compare::none_with_prefix(self.waiters.clone())).await?,
         }
+        if was_gone { Err(gone_unseen()) } else { Ok(()) }
     }
 
-    /// Waits until nobody is there but us.
+    /// Waits until no other participant is there.
     async fn alone(&self, owned: &Owned) -> Result<()> {
         let own = owned.fence().key();
-        let mut view = View::new(self.session.client(), &self.waiters);
+        let mut view = View::new(self.session.client(), &self.waiters).only(is_asked);
         let shown = view.until(&self.session, |view| match view.get(own) {
             None => Some(false),
-            Some(_) => (view.len() == 1).then_some(true),
+            Some(_) => view.by_age().nth(1).is_none().then_some(true),
         });
         match shown.await? {
             true => Ok(()),
@@ -66,20 +78,50 @@ impl DoubleBarrier {
             .success(Op::delete(self.ready.clone()))
             .failure(Op::delete(owned.fence().key().clone()));
         let Answer { value: reply, ambiguous, .. } = self.session.transact(txn, Repeat::Harmless).await?;
-        if reply.deleted(0) == Some(0) && !ambiguous {
-            return Err(owned.fence().why().await.into());
+        match reply.deleted(0) == Some(0) {
+            // An attempt of ours takes the ready key along: where that is there, it was another client.
+            true if reply.succeeded || !ambiguous => Err(owned.fence().why().await.into()),
+            gone => {
+                owned.released();
+                if gone { Err(gone_unseen()) } else { Ok(()) }
+            }
         }
-        owned.released();
-        Ok(())
     }
 
-    /// Takes the ready key of a round away that is over.
-    async fn clear(&self, round: i64) -> Result<()> {
+    /// Takes the ready key of a round away, if that is over.
+    async fn clear(&self, round: i64, is_over: Compare) -> Result<()> {
         let txn = Txn::new()
             .compare(Compare::create_revision(self.ready.clone()).is(round))
-            .compare(Compare::none_with_prefix(self.waiters.clone()))
+            .compare(is_over)
             .success(Op::delete(self.ready.clone()));
         self.session.transact(txn, Repeat::Harmless).await.map(drop)
+    }
+
+    /// Who of a round is there still. Most of what is read is one key.
+    async fn rest(&self, round: i64) -> Result<Rest> {
+        let mut backoff = Backoff::default();
+        let mut limit = 1;
+        loop {
+            let txn = Txn::new().success(self.oldest(limit)).success(Op::get(self.ready.clone()));
+            let reply = match self.session.read(txn).await {
+                Ok(reply) => reply,
+                Err(error) => {
+                    self.session.outlast(error, &mut backoff).await?;
+                    continue;
+                }
+            };
+            let Some(ready) = reply.first(1).filter(|ready| ready.create_revision == round) else {
+                return Ok(Rest::Nothing);
+            };
+            let oldest = reply.range(0)?;
+            match self.participants(oldest).first() {
+                Some(kv) if kv.create_revision < ready.mod_revision => {
+                    return Ok(Rest::Longest(kv.key.clone()));
+                }
+                None if oldest.more && limit > 0 => limit = 0,
+                _ => return Ok(Rest::Over(ready.clone())),
+            }
+        }
     }
 
     /// Waits until nobody of the round is inside any more; `oldest` is who was there longest.
@@ -105,18 +147,20 @@ impl DoubleBarrier {
                 return Ok(());
             }
             // The one who was to leave last did not: it was lost. Who is it now?
-            let txn = Txn::new().success(self.oldest(1)).success(Op::get(self.ready.clone()));
-            let reply = self.session.read(txn).await?;
-            oldest = match (reply.first(0), reply.first(1)) {
-                (Some(kv), Some(ready))
-                    if ready.create_revision == round && kv.create_revision < ready.mod_revision =>
-                {
-                    kv.key.clone()
-                }
-                _ => return Ok(()),
-            };
+            let Rest::Longest(longest) = self.rest(round).await? else { return Ok(()) };
+            oldest = longest;
         }
     }
+}
+
+/// What is left of a round that is being left.
+enum Rest {
+    /// Participants, of whom this one is there longest.
+    Longest(Bytes),
+    /// None of them; the ready key is there still.
+    Over(KeyValue),
+    /// Not even the ready key.
+    Nothing,
 }
 
 /// Go's keys are numbers.

@@ -5,14 +5,16 @@ mod leave;
 
 use bytes::Bytes;
 
-use super::{below, not_zero};
+use super::{below, is_asked, not_zero};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::owned::{Owned, holder};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::txn::{Op, by_age};
+use crate::waitlist::passed_over;
 
 /// A barrier for rounds of `count` participants: each waits on entering until all are there, and on leaving until all
 /// have left. Go's recipe `DoubleBarrier`.
@@ -20,7 +22,7 @@ use crate::txn::{Op, by_age};
 /// The layout is Go's: a key for each participant under `{name}/waiters/`, put with its session's lease, and
 /// `{name}/ready` once all are there, which says who they are; so Go's participants and ours make up one round. Ours are
 /// `{name}/waiters/{lease in hex}-{16 random hex digits}`: any number of tasks of one session may take part. The
-/// participants must agree on the count, which is not stored.
+/// participants must agree on the count, which is not stored. Keys of other shapes are passed over here; Go's count them.
 ///
 /// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. The barrier is
 /// opened by a transaction that compares the keys of all who are let in; of more than 120, for which the server has no
@@ -80,7 +82,7 @@ impl DoubleBarrier {
     ///
     /// Two RPCs, beside a watch: one to be there, and one that lets all in, by the last, or that reads after the watch
     /// has begun, by the others. When the last one comes it costs the others nothing, or one RPC each where that is one of
-    /// Go's.
+    /// Go's. One more for the last of more than 120, and where keys of other shapes are in between.
     ///
     /// # Errors
     /// [`ErrorKind::TooManyClients`] where as many as make up a round are there already. [`ErrorKind::Lost`] as soon as
@@ -96,9 +98,21 @@ impl DoubleBarrier {
         Ok(Inside { barrier: self.clone(), round, owned: owned.handed_out() })
     }
 
-    /// Those who are there longest.
+    /// The keys that are there longest.
     fn oldest(&self, limit: i64) -> Op {
         pb::RangeRequest { keys_only: true, ..by_age(&self.waiters, limit) }.into()
+    }
+
+    /// Those of the keys that were read who take part.
+    fn participants(&self, range: &pb::RangeResponse) -> Vec<KeyValue> {
+        let takes_part = |kv: &&KeyValue| {
+            let takes_part = is_asked(&self.waiters, &kv.key);
+            if !takes_part {
+                passed_over(&self.waiters, &kv.key);
+            }
+            takes_part
+        };
+        range.kvs.iter().filter(takes_part).cloned().collect()
     }
 }
 
@@ -132,10 +146,12 @@ impl Inside {
     /// Waits until all have left; those who are lost count as having left.
     ///
     /// Two RPCs, beside a watch: one to leave, and one that reads after the watch has begun; the one who is there longest
-    /// leaves last, with a third. One more where that one is lost.
+    /// leaves last, with a third. One more where that one is lost, or where a key of another shape is older.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`] as soon as the session is lost, or where the key was lost before. Whatever keeps the server
+    /// [`ErrorKind::Lost`] as soon as the session is lost, or where the key was lost before. [`ErrorKind::Fenced`] of the
+    /// outcome [`Unknown`](crate::Outcome::Unknown), once all have left, where an attempt was not answered and the next found
+    /// the key gone: whether it was lost before, and the others were let out early, cannot be told. Whatever keeps the server
     /// from answering until the client's request timeout. After an error one has left all the same, or does so in the
     /// background.
     ///

@@ -65,7 +65,7 @@ pub struct MemberChanges {
 
 impl MemberChanges {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
-        let view = View::new(session.client(), prefix).only(is_member);
+        let view = View::new(session.client(), prefix).only(is_member).lasting();
         let queue = VecDeque::new();
         let following = Following { session: session.clone(), view, told: false, queue, gaps: 0 };
         Self { steps: Steps::new(following) }

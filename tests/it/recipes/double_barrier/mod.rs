@@ -1,16 +1,17 @@
 //! Double barriers.
 
+mod faults;
+mod schedules;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, WatchResponse, request_op::Request};
 use etcd_concurrency::{DoubleBarrier, ErrorKind, Inside, LostReason, Op, Result, Session, Txn};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use super::world::{World, explore, keys, nothing_left, open, patience};
+use super::world::{keys, nothing_left};
 use crate::drops::{MANY, at_most, take_time, tasks};
 use crate::support::backend::{Backend, on_every_backend};
 use crate::support::count::RpcCounter;
@@ -243,6 +244,52 @@ on_every_backend! {
         assert_eq!(keys(&client, &name).await, 0);
     }
 
+    /// An application's own key beside those of the participants counted as one: the barrier of two opened for one alone,
+    /// the next was one too many, and where that key was the oldest, all who left waited for it to leave last.
+    async fn keys_of_other_shapes_do_not_take_part(backend: Backend) {
+        let (name, client) = (backend.key("round"), backend.client());
+        let waiters = format!("{name}/waiters/");
+        let session = session(&client).await;
+        let pair = barrier(&session, &name, 2);
+        let foreign = async |key: &str| {
+            client.txn(Txn::new().success(Op::put(format!("{waiters}{key}"), "x"))).await.unwrap();
+        };
+        foreign("config").await;
+        for round in 0..2 {
+            let first = enter(&backend, &pair, &name, 2 + 2 * round).await;
+            if round == 0 {
+                foreign("owner").await;
+                foreign("1f").await;
+            }
+            sleep(Duration::from_millis(200)).await;
+            assert!(!first.is_finished(), "let in alone");
+            let second = timeout(LONG, pair.enter()).await.expect("in time").unwrap();
+            let first = first.await.unwrap().unwrap();
+            let error = timeout(LONG, pair.enter()).await.expect("in time").unwrap_err();
+            assert_eq!(*error.kind(), ErrorKind::TooManyClients { count: 2 });
+            let left = leave(first);
+            sleep(Duration::from_millis(200)).await;
+            assert!(!left.is_finished(), "let out while the other is inside");
+            timeout(LONG, second.leave()).await.expect("in time").unwrap();
+            timeout(LONG, left).await.expect("in time").unwrap().unwrap();
+            assert_eq!((keys(&client, &waiters).await, keys(&client, &format!("{name}/ready")).await), (3, 0));
+        }
+        // One comes while the round is left, and waits for the next.
+        let (one, two) = tokio::join!(pair.enter(), pair.enter());
+        let left = leave(one.unwrap());
+        until("one to leave", LONG, async || (keys(&client, &waiters).await == 4).then_some(())).await;
+        let early = tokio::spawn({
+            let pair = pair.clone();
+            async move { pair.enter().await }
+        });
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(keys(&client, &waiters).await, 4);
+        timeout(LONG, two.unwrap().leave()).await.expect("in time").unwrap();
+        left.await.unwrap().unwrap();
+        let (other, early) = tokio::join!(timeout(LONG, pair.enter()), timeout(LONG, early));
+        drop((other.expect("in time").unwrap(), early.expect("in time").unwrap().unwrap()));
+    }
+
     async fn dropped_at_every_point(backend: Backend) {
         take_time(&backend);
         let (name, observer) = (backend.key("round"), backend.client());
@@ -316,241 +363,5 @@ impl SessionLease for Inside {
         let key = String::from_utf8(self.key().to_vec()).unwrap();
         let own = key.rsplit('/').next().unwrap();
         i64::from_str_radix(own.split('-').next().unwrap(), 16).unwrap()
-    }
-}
-
-fn writes(txn: &TxnRequest) -> bool {
-    !txn.compare.is_empty()
-}
-
-/// Of each of the five writes of a round.
-#[tokio::test(start_paused = true)]
-async fn a_lost_reply_is_no_matter() {
-    for lost in [LoseReply::Error, LoseReply::Hang] {
-        for nth in 1..=5 {
-            let fake = FakeEtcd::start();
-            let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-            let fault =
-                fake.fault(On::rpc(Rpc::Txn).matching(writes).nth(nth), Do::lose_reply_by(lost.clone()));
-            let mut inside = all_inside(&[barrier(&a, "round", 2), barrier(&b, "round", 2)]).await;
-            let last = leave(inside.pop().unwrap());
-            fake.until(|fake| fake.snapshot().keys.len() == 2).await;
-            inside.pop().unwrap().leave().await.unwrap();
-            last.await.unwrap().unwrap();
-            assert_eq!(fault.hits(), 1, "{nth}");
-            assert!(fake.snapshot().keys.is_empty(), "{nth}: {}", fake.snapshot());
-        }
-    }
-}
-
-/// A request that comes long after it was given up leaves nobody in the barrier for good.
-#[tokio::test(start_paused = true)]
-async fn a_late_entry_leaves_no_ghost() {
-    let fake = FakeEtcd::start();
-    let session = session(&fake.client()).await;
-    fake.fault(On::rpc(Rpc::Txn).matching(writes).once(), Do::delay(S(9)));
-    barrier(&session, "round", 1).enter().await.unwrap().leave().await.unwrap();
-    sleep(S(5)).await;
-    timeout(S(20), fake.until(|fake| fake.snapshot().keys.is_empty())).await.unwrap();
-    assert!(session.is_valid());
-}
-
-/// Both waits, over broken streams and compacted histories.
-#[test]
-fn the_waits_survive_cuts_and_compaction() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        let fake = backend.fake().unwrap();
-        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-        let (a, b) = (barrier(&a, "round", 2), barrier(&b, "round", 2));
-        let away = async |stall: bool| {
-            sleep(S(1)).await;
-            let away = fake.fault(On::open(Rpc::Watch).client("a"), Do::cut());
-            if stall {
-                fake.stall_streams("a");
-                away.remove();
-            } else {
-                fake.cut_streams("a");
-            }
-            away
-        };
-        let back = async |away: etcd_concurrency::fake::Fault| {
-            fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
-            fake.compact(fake.revision()).unwrap();
-            away.remove();
-        };
-        for stall in [false, true] {
-            let waiting = enter(&backend, &a, "round", 1).await;
-            let gone = away(stall).await;
-            let second = b.enter().await.unwrap();
-            back(gone).await;
-            let first = timeout(S(60), waiting).await.unwrap().unwrap().unwrap();
-            // The first waits for the second, or the other way round.
-            let left = leave(first);
-            let gone = away(stall).await;
-            second.leave().now_or_wait().await;
-            back(gone).await;
-            timeout(S(60), left).await.unwrap().unwrap().unwrap();
-            fake.until(|fake| fake.watchers() == 0).await;
-        }
-    });
-}
-
-trait NowOrWait {
-    async fn now_or_wait(self);
-}
-
-impl<F: Future<Output = Result<()>> + Send + 'static> NowOrWait for F {
-    /// Starts it, and lets it go on.
-    async fn now_or_wait(self) {
-        let task = tokio::spawn(self);
-        sleep(S(1)).await;
-        drop(task);
-    }
-}
-
-/// The third of three was about to open, and one of the others went: the barrier opened with two.
-#[tokio::test(start_paused = true)]
-async fn who_goes_as_the_last_one_comes_is_not_counted() {
-    let fake = FakeEtcd::start();
-    let mut sessions = Vec::new();
-    for _ in 0..4 {
-        sessions.push(session(&fake.client()).await);
-    }
-    let enter = |n: usize| {
-        let barrier = barrier(&sessions[n], "round", 3);
-        tokio::spawn(async move { barrier.enter().await })
-    };
-    let there = |fake: &FakeEtcd| fake.snapshot().keys.len();
-    let goes = enter(0);
-    fake.until(|fake| there(fake) == 1).await;
-    let stays = enter(1);
-    fake.until(|fake| there(fake) == 2).await;
-    let opening = Hold::new();
-    let opens = |txn: &TxnRequest| {
-        let is_ready = |op: &RequestOp| matches!(&op.request, Some(Request::RequestPut(put)) if put.key == "round/ready");
-        txn.success.iter().any(is_ready)
-    };
-    fake.fault(On::rpc(Rpc::Txn).matching(opens).once(), Do::hold(&opening));
-    let third = enter(2);
-    fake.until(|_| opening.held() == 1).await;
-    fake.revoke_lease(sessions[0].lease());
-    assert_eq!(goes.await.unwrap().unwrap_err().lost_reason(), Some(LostReason::Revoked));
-    opening.release();
-    sleep(S(1)).await;
-    assert!(!stays.is_finished() && !third.is_finished(), "a round of three was opened by two");
-    let (another, stays, third) = (enter(3).await.unwrap(), stays.await.unwrap(), third.await.unwrap());
-    drop((another.unwrap(), stays.unwrap(), third.unwrap()));
-}
-
-/// The key of one who waited was deleted before the round was opened, by another in its place. It was told of the opening
-/// first, and was inside as one too many.
-#[tokio::test(start_paused = true)]
-async fn who_was_not_counted_is_not_inside() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client()).await, session(&fake.client_for("b")).await);
-    let waits = barrier(&b, "round", 2);
-    let waits = tokio::spawn(async move { waits.enter().await });
-    fake.until(|fake| fake.watchers() == 2).await;
-    sleep(S(1)).await;
-    let own = fake.snapshot().keys[0].key.clone();
-    let late = Hold::new();
-    let of_own = {
-        let own = own.clone();
-        move |told: &WatchResponse| {
-            told.events.iter().any(|event| event.kv.as_ref().is_some_and(|kv| kv.key == own))
-        }
-    };
-    fake.fault(On::response(Rpc::Watch).client("b").matching(of_own), Do::hold(&late).alone());
-    fake.client().txn(Txn::new().success(Op::delete(own))).await.unwrap();
-    let two = all_inside(&[barrier(&a, "round", 2), barrier(&a, "round", 2)]).await;
-    let error = waits.await.unwrap().unwrap_err();
-    assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted));
-    drop(two);
-}
-
-/// A thousand enter and leave: each for two RPCs, one of them for three.
-#[test]
-fn a_thousand_enter_and_leave() {
-    crate::support::backend::on_fake(module_path!(), async |backend| {
-        const ALL: u32 = 1000;
-        let counter = RpcCounter::new();
-        let session = session(&backend.client_with(counter.clone())).await;
-        counter.reset();
-        let barriers: Vec<_> = (0..ALL).map(|_| barrier(&session, "round", ALL)).collect();
-        let inside = all_inside(&barriers).await;
-        assert_eq!((counter.unary_total(), counter.streams()), (2 * 1000, 1), "{counter}");
-        counter.reset();
-        for left in inside.into_iter().map(leave).collect::<Vec<_>>() {
-            left.await.unwrap().unwrap();
-        }
-        assert!((2 * 1000..=2 * 1000 + 1).contains(&counter.unary_total()), "{counter}");
-        assert!(backend.fake().unwrap().snapshot().keys.is_empty());
-    });
-}
-
-/// Participants that come and go, some of them in the middle, and everything that goes wrong: who was let in was let in
-/// with as many there as make up a round, and who was let out, when nobody of its round was there any more.
-#[test]
-fn random_schedules() {
-    explore(async |world: World| {
-        let mut actors = JoinSet::new();
-        for actor in 0..7 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
-        }
-        actors.join_all().await;
-        let gone = world
-            .fake
-            .until(|fake| !fake.snapshot().keys.iter().any(|kv| kv.key.starts_with(b"round/waiters/")));
-        timeout(S(120), gone).await.expect("nobody is left inside");
-        // And it is as good as new.
-        let session = open(&world.fake.client()).await;
-        let trio: Vec<_> = (0..3).map(|_| barrier(&session, "round", 3)).collect();
-        let inside = timeout(S(30), all_inside(&trio)).await.expect("a last round");
-        for left in inside.into_iter().map(leave).collect::<Vec<_>>() {
-            timeout(S(30), left).await.expect("its end").unwrap().unwrap();
-        }
-    });
-
-    async fn act(world: World, actor: usize) {
-        let (mut rng, client) = (world.rng(actor), world.client(actor));
-        let mut session = open(&client).await;
-        for _ in 0..10 {
-            if !session.is_valid() {
-                session = open(&client).await;
-            }
-            let (barrier, limit, from) =
-                (barrier(&session, "round", 3), patience(&mut rng), world.revision());
-            let entered = timeout(limit, barrier.enter()).await;
-            let window = (from, world.revision());
-            if let Ok(Ok(inside)) = entered {
-                let three = |keys: &[_]| keys.len() >= 3;
-                assert!(
-                    world.held_between(window, "round/waiters/", three).await,
-                    "let in alone: {window:?}"
-                );
-                sleep(Duration::from_millis(rng.u64(0..1_000))).await;
-                let (limit, token, from) = (patience(&mut rng), inside.token(), world.revision());
-                let left = timeout(limit, inside.leave()).await;
-                let window = (from, world.revision());
-                if let Ok(Ok(())) = left {
-                    world.recorded(window.1).await;
-                    let ready = world.between(token, window.1);
-                    let ready = ready.iter().find_map(|event| {
-                        let kv = event.kv.as_ref()?;
-                        (kv.key == "round/ready" && kv.create_revision > 0).then_some(kv.mod_revision)
-                    });
-                    let ready = ready.expect("the round began");
-                    let over = |keys: &[etcd_concurrency::pb::mvccpb::KeyValue]| {
-                        keys.iter().all(|kv| kv.create_revision > ready)
-                    };
-                    assert!(
-                        world.held_between(window, "round/waiters/", over).await,
-                        "let out early: {window:?}"
-                    );
-                }
-            }
-            sleep(Duration::from_millis(rng.u64(0..1_500))).await;
-        }
     }
 }

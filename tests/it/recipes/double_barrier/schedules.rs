@@ -1,0 +1,76 @@
+//! Participants, and everything that goes wrong.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::{S, all_inside, barrier, leave};
+use crate::recipes::world::{World, explore, open, patience};
+
+/// Participants that come and go, some of them in the middle, and everything that goes wrong: who was let in was let in
+/// with as many there as make up a round, and who was let out, when nobody of its round was there any more.
+#[test]
+fn random_schedules() {
+    explore(async |world: World| {
+        let mut actors = JoinSet::new();
+        for actor in 0..7 {
+            let world = world.clone();
+            actors.spawn(async move { act(world, actor).await });
+        }
+        actors.join_all().await;
+        let gone = world
+            .fake
+            .until(|fake| !fake.snapshot().keys.iter().any(|kv| kv.key.starts_with(b"round/waiters/")));
+        timeout(S(120), gone).await.expect("nobody is left inside");
+        // And it is as good as new.
+        let session = open(&world.fake.client()).await;
+        let trio: Vec<_> = (0..3).map(|_| barrier(&session, "round", 3)).collect();
+        let inside = timeout(S(30), all_inside(&trio)).await.expect("a last round");
+        for left in inside.into_iter().map(leave).collect::<Vec<_>>() {
+            timeout(S(30), left).await.expect("its end").unwrap().unwrap();
+        }
+    });
+
+    async fn act(world: World, actor: usize) {
+        let (mut rng, client) = (world.rng(actor), world.client(actor));
+        let mut session = open(&client).await;
+        for _ in 0..10 {
+            if !session.is_valid() {
+                session = open(&client).await;
+            }
+            let (barrier, limit, from) =
+                (barrier(&session, "round", 3), patience(&mut rng), world.revision());
+            let entered = timeout(limit, barrier.enter()).await;
+            let window = (from, world.revision());
+            if let Ok(Ok(inside)) = entered {
+                let three = |keys: &[_]| keys.len() >= 3;
+                assert!(
+                    world.held_between(window, "round/waiters/", three).await,
+                    "let in alone: {window:?}"
+                );
+                sleep(Duration::from_millis(rng.u64(0..1_000))).await;
+                let (limit, token, from) = (patience(&mut rng), inside.token(), world.revision());
+                let left = timeout(limit, inside.leave()).await;
+                let window = (from, world.revision());
+                if let Ok(Ok(())) = left {
+                    world.recorded(window.1).await;
+                    let ready = world.between(token, window.1);
+                    let ready = ready.iter().find_map(|event| {
+                        let kv = event.kv.as_ref()?;
+                        (kv.key == "round/ready" && kv.create_revision > 0).then_some(kv.mod_revision)
+                    });
+                    let ready = ready.expect("the round began");
+                    let over = |keys: &[etcd_concurrency::pb::mvccpb::KeyValue]| {
+                        keys.iter().all(|kv| kv.create_revision > ready)
+                    };
+                    assert!(
+                        world.held_between(window, "round/waiters/", over).await,
+                        "let out early: {window:?}"
+                    );
+                }
+            }
+            sleep(Duration::from_millis(rng.u64(0..1_500))).await;
+        }
+    }
+}
