@@ -131,15 +131,21 @@ pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<O
         }
         if waited && lines.len() > 1 {
             // What was proven in one line is old once one has waited in another.
-            let mut backoff = Backoff::default();
-            while let Err(error) = session.unless_lost(place.confirm()).await {
-                session.unless_lost(session.outlast(error, &mut backoff)).await?;
-            }
+            Box::pin(confirm(&mut place)).await?;
         }
         // The proof may have been on its way for longer than the session lasts.
         place.check()?;
         Ok(place)
     }
+}
+
+/// Proves that a place stands, over what time mends.
+async fn confirm(place: &mut Owned) -> Result<()> {
+    let (session, mut backoff) = (place.session().clone(), Backoff::default());
+    while let Err(error) = session.unless_lost(place.confirm()).await {
+        session.unless_lost(session.outlast(error, &mut backoff)).await?;
+    }
+    Ok(())
 }
 
 /// Takes the first place in lines in which no contender is: one RPC, that leaves nothing behind otherwise. Where there are
