@@ -89,7 +89,7 @@ impl Line {
                 if !proven {
                     return look(order, place).await;
                 }
-                place.proven_at(events.revision);
+                place.proven_at(events.told_up_to());
                 return Ok(Standing::First);
             }
             noise += events.events.len();

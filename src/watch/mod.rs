@@ -193,6 +193,14 @@ pub struct Events {
     pub events: Vec<Event>,
 }
 
+impl Events {
+    /// The revision of the last event: up to there the target has been told of in full. [`revision`](Self::revision) may be
+    /// later: in catching up a member sends its own, while it owes events of before it.
+    pub(crate) fn told_up_to(&self) -> i64 {
+        self.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max().unwrap_or(0)
+    }
+}
+
 /// A running [`Watch`]: a stream of what happens on its targets.
 ///
 /// Each event is delivered once, and the events of one target in order, over any number of broken connections. An

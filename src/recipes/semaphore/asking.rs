@@ -189,7 +189,7 @@ impl<'a> Asking<'a> {
             }
             enough = all && left.len() + self.permits as usize <= limit as usize;
             if enough {
-                place.proven_at(events.revision);
+                place.proven_at(events.told_up_to());
             }
         }
     }
