@@ -167,7 +167,7 @@ impl Client {
     }
 
     /// The service under the generated clients: for clients of other gRPC services that etcd, or a proxy before it,
-    /// offers.
+    /// offers. A call of such a service whose token is refused is the caller's to repeat: the next has another token.
     pub fn service(&self) -> RawService {
         self.0.transport.raw()
     }

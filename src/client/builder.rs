@@ -301,7 +301,9 @@ impl ClientBuilder {
             None => layered,
         };
         let time = self.slept.map_or_else(Time::system, Time::suspended_for);
-        let transport = Transport::new(service, tokens.clone(), Namespace::new(self.namespace), limits);
+        // A token of another cluster is to be refused as any other answer of it.
+        let transport =
+            Transport::new(service, tokens.clone(), Namespace::new(self.namespace), limits).beside(&bare);
         Ok(Built { client: Client::new(transport, endpoints, runtime, time), bare, tokens })
     }
 

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request};
 use http_body_util::{BodyExt, Full};
 use tokio::runtime::Handle;
@@ -16,6 +15,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
+use super::channel::Route;
+use super::unsent::told;
 use super::{RawService, Transport, classify};
 use crate::error::{Error, ErrorKind, LostReason, Outcome};
 
@@ -65,8 +66,8 @@ pub(crate) struct NoToken(Arc<Error>);
 
 /// Puts the token on every request, and another in the place of one that the server refuses.
 ///
-/// A unary request is then sent once more: it was refused before it was applied. A stream is its owner's to open
-/// again.
+/// A unary request of etcd's is then sent once more: it was refused before it was applied. A stream is its owner's to open
+/// again, and so is what another service's method was sent.
 #[derive(Clone)]
 pub(crate) struct Auth {
     inner: RawService,
@@ -126,18 +127,19 @@ impl Tokens {
         fetching.fetched.get().cloned().unwrap_or_else(closed)
     }
 
-    /// The server refused this token. One that has been replaced already counts for nothing.
-    fn refused(&self, used: Option<&HeaderValue>) {
-        let Source::User(user) = &self.0 else { return };
+    /// The server refused this token. One that has been replaced already counts for nothing. False where there is no other.
+    pub(super) fn refused(&self, used: Option<&HeaderValue>) -> bool {
+        let Source::User(user) = &self.0 else { return false };
         let mut state = user.state();
         let current = match &*state {
             State::Held(token) => Some(token),
             State::Off => None,
-            State::Wanted | State::Fetching(_) => return,
+            State::Wanted | State::Fetching(_) => return true,
         };
         if current == used {
             *state = State::Wanted;
         }
+        true
     }
 }
 
@@ -211,9 +213,11 @@ impl Auth {
         if path == AUTHENTICATE || request.headers().contains_key(TOKEN) {
             return inner.ready().await?.call(request).await;
         }
-        let renews = matches!(tokens.0, Source::User(_)) && !STREAMS.contains(&path);
+        let renews = matches!(tokens.0, Source::User(_)) && is_unary(path);
         let token = tokens.get().await.map_err(no_token)?;
         let (parts, body) = request.into_parts();
+        let route = parts.extensions.get::<Route>().cloned();
+        route.iter().for_each(|route| route.goes_with(token.as_ref()));
         if !renews {
             let answer = inner.ready().await?.call(with(&token, parts, body)).await?;
             if refuses(&answer) {
@@ -223,14 +227,21 @@ impl Auth {
         }
 
         let body = body.collect().await?.to_bytes();
-        let first = with(&token, parts.clone(), whole(body.clone()));
+        let whole = || {
+            // It has not left yet, or was refused.
+            route.iter().for_each(Route::unread);
+            told(route.as_ref(), Body::new(Full::new(body.clone())))
+        };
+        let first = with(&token, parts.clone(), whole());
         let answer = inner.ready().await?.call(first).await?;
         if !refuses(&answer) {
             return Ok(answer);
         }
         tokens.refused(token.as_ref());
+        let again = whole();
         let token = tokens.get().await.map_err(no_token)?;
-        let answer = inner.ready().await?.call(with(&token, parts, whole(body))).await?;
+        route.iter().for_each(|route| route.goes_with(token.as_ref()));
+        let answer = inner.ready().await?.call(with(&token, parts, again)).await?;
         if refuses(&answer) {
             tokens.refused(token.as_ref());
         }
@@ -254,8 +265,15 @@ impl Service<Request<Body>> for Auth {
 
 const TOKEN: &str = "token";
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
-/// The methods whose requests are streams: they can be sent but once.
+/// The services of etcd, and the methods of theirs whose requests are streams.
+const SERVICES: [&str; 3] = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
 const STREAMS: [&str; 2] = ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
+
+/// True for a method that is known to take one message. Any other may take a stream of them, which can be sent but once,
+/// and may not end before it is answered.
+fn is_unary(path: &str) -> bool {
+    SERVICES.iter().any(|service| path.starts_with(service)) && !STREAMS.contains(&path)
+}
 
 fn with(token: &Option<HeaderValue>, mut parts: request::Parts, body: Body) -> Request<Body> {
     if let Some(token) = token {
@@ -267,10 +285,6 @@ fn with(token: &Option<HeaderValue>, mut parts: request::Parts, body: Body) -> R
 /// Keeps the reason as the status's source.
 fn no_token(error: NoToken) -> Status {
     Status::from_error(error.into())
-}
-
-fn whole(body: Bytes) -> Body {
-    Body::new(Full::new(body))
 }
 
 /// etcd refuses a token before anything else, with an answer of headers alone.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use tonic::body::Body;
 use tonic::transport::Channel;
 use tower::{BoxError, Service};
 
+use super::unsent::Message;
 pub(crate) use dial::{Dialer, Options};
 use marks::{Marks, Trouble};
 
@@ -59,6 +60,9 @@ struct Taken {
     hop: Option<Hop>,
     /// The endpoints that this call went to: a bit each.
     tried: u64,
+    message: Message,
+    /// The token that it went with.
+    token: Option<HeaderValue>,
 }
 
 /// One channel of one endpoint.
@@ -132,7 +136,41 @@ impl Route {
     /// The route of the same call's next attempt, which goes to an endpoint not yet tried where there is one.
     pub(crate) fn next(&self) -> Self {
         let tried = self.taken().tried;
-        Self(Arc::new(Mutex::new(Taken { hop: None, tried })))
+        Self(Arc::new(Mutex::new(Taken { tried, ..Taken::default() })))
+    }
+
+    /// The message is read, and may be sent. False where it is not to be: it was given up.
+    pub(super) fn reads(&self) -> bool {
+        let message = &mut self.taken().message;
+        if *message == Message::Unread {
+            *message = Message::Read;
+        }
+        *message == Message::Read
+    }
+
+    /// What was read of the message has not left, or was refused as a whole.
+    pub(super) fn unread(&self) {
+        let message = &mut self.taken().message;
+        if *message == Message::Read {
+            *message = Message::Unread;
+        }
+    }
+
+    /// The attempt is over. True where no server has got the message; then none will.
+    pub(super) fn gives_up(&self) -> bool {
+        let message = &mut self.taken().message;
+        if *message == Message::Unread {
+            *message = Message::GivenUp;
+        }
+        *message == Message::GivenUp
+    }
+
+    pub(super) fn goes_with(&self, token: Option<&HeaderValue>) {
+        self.taken().token = token.cloned();
+    }
+
+    pub(super) fn token(&self) -> Option<HeaderValue> {
+        self.taken().token.clone()
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {

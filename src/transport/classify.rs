@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use super::auth::NoToken;
 use super::channel::NotSent;
 use crate::error::{Error, ErrorKind, Outcome, quote};
-use said::{NO_USER, SERVER, by_message};
+use said::{NO_USER, SERVER, by_message, is_too_large};
 
 /// The error that a status is.
 pub(crate) fn error(rpc: &'static str, status: Status) -> Error {
@@ -30,6 +30,14 @@ pub(crate) fn error(rpc: &'static str, status: Status) -> Error {
         served(&status)
     };
     Error::new(kind, outcome).at(rpc).because(status)
+}
+
+/// The error that a status is which answers a request of this many bytes.
+pub(super) fn error_of(rpc: &'static str, status: Status, size: impl Fn() -> usize) -> Error {
+    if status.source().is_none() && is_too_large(status.message(), size) {
+        return Error::new(ErrorKind::TooLarge, Outcome::NotApplied).at(rpc).because(status);
+    }
+    error(rpc, status)
 }
 
 /// The error that a cancelled watch's reason is.
@@ -121,6 +129,9 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
             (ErrorKind::Protocol { detail: words() }, Outcome::Unknown)
         }
         Code::Unavailable => (ErrorKind::Unavailable { message: words() }, Outcome::Unknown),
+        // tonic's words for a gRPC answer that ends without its status: a server that stops, or a proxy on the way, may
+        // close its streams without an error, which hyper gives as a clean end.
+        Code::Unknown if message.contains(CUT_SHORT) => (ErrorKind::Disconnected, Outcome::Unknown),
         Code::Unimplemented => (ErrorKind::Unsupported { message: words() }, Outcome::NotApplied),
         Code::Unauthenticated => (ErrorKind::Unauthenticated { message: words() }, refused),
         Code::PermissionDenied => (ErrorKind::PermissionDenied, refused),
@@ -135,6 +146,8 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
     }
 }
 
+/// tonic's words for a gRPC answer without its end.
+const CUT_SHORT: &str = "missing grpc-status trailer";
 /// tonic's words for an HTTP answer that is no gRPC.
 const NOT_GRPC: &str = "grpc-status header missing";
 
@@ -192,6 +205,24 @@ mod tests {
         let refused = h2::Error::from(h2::Reason::REFUSED_STREAM);
         let error = error("KV/Txn", Status::from_error(Box::new(Wrapped(refused))));
         assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Disconnected, Outcome::NotApplied));
+    }
+
+    /// A server that was restarted closed its streams without an error. hyper gives that as a clean end, and tonic then
+    /// misses the answer's status: this was told to be no gRPC, by whose words watches end, and calls are not repeated.
+    #[tokio::test]
+    async fn an_answer_that_is_cut_short_is_a_broken_connection() {
+        let cut = tower::service_fn(|_: http::Request<tonic::body::Body>| async {
+            let answer = http::Response::builder().header("content-type", "application/grpc");
+            Ok::<_, std::convert::Infallible>(answer.body(tonic::body::Body::empty()).expect("an answer"))
+        });
+        let mut client = crate::pb::etcdserverpb::kv_client::KvClient::new(cut);
+        let status = client.txn(crate::pb::etcdserverpb::TxnRequest::default()).await.expect_err("cut short");
+        let error = error("KV/Txn", status);
+        assert_eq!(
+            (error.kind(), error.outcome()),
+            (&ErrorKind::Disconnected, Outcome::Unknown),
+            "{error:?}"
+        );
     }
 
     /// As tonic and hyper wrap it.

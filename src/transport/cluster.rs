@@ -13,7 +13,7 @@
 //! transactions alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use crate::error::ErrorKind;
 use crate::pb::etcdserverpb as pb;
@@ -27,6 +27,8 @@ struct Seen {
     /// 0 until the first answer.
     id: AtomicU64,
     revision: AtomicI64,
+    /// An answer of another cluster has been told of.
+    told: AtomicBool,
 }
 
 /// What an answer says of the store's revision.
@@ -54,7 +56,17 @@ impl Cluster {
             return Ok(());
         }
         match self.0.id.compare_exchange(0, found, Ordering::AcqRel, Ordering::Acquire) {
-            Err(expected) if expected != found => Err(ErrorKind::ClusterMismatch { expected, found }),
+            Err(expected) if expected != found => {
+                if !self.0.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        expected = format_args!("{expected:x}"),
+                        found = format_args!("{found:x}"),
+                        "an endpoint answers for another cluster, and is avoided; if the cluster was replaced by another \
+                         behind the same endpoints, this client will not take it: make a new one"
+                    );
+                }
+                Err(ErrorKind::ClusterMismatch { expected, found })
+            }
             _ => Ok(()),
         }
     }

@@ -11,12 +11,14 @@ pub(crate) mod namespace;
 pub(crate) mod raw;
 pub(crate) mod retry;
 pub(crate) mod stack;
+mod unsent;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use prost::Message;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tower::util::BoxCloneSyncService;
@@ -27,6 +29,7 @@ use channel::Route;
 use cluster::{Cluster, Headed, Sees};
 use namespace::Namespace;
 use retry::{Repeat, Retry};
+use unsent::Told;
 
 /// Any service that carries gRPC, with its type erased.
 ///
@@ -48,7 +51,7 @@ pub(crate) struct Limits {
 /// Calls etcd.
 #[derive(Clone)]
 pub(crate) struct Transport {
-    service: RawService,
+    service: Told,
     auth: Option<auth::Tokens>,
     namespace: Arc<Namespace>,
     limits: Limits,
@@ -73,7 +76,7 @@ macro_rules! unary {
             repeat: Repeat,
             sees: Sees,
         ) -> Result<Answer<$response>> {
-            self.call($rpc, repeat, sees, |route| {
+            self.call($rpc, repeat, sees, || request.encoded_len(), |route| {
                 let client = <$client>::new(self.service.clone());
                 let mut client = client.max_decoding_message_size(self.limits.answer);
                 let request = routed(with_leader(request.clone()), route);
@@ -92,12 +95,18 @@ impl Transport {
         limits: Limits,
     ) -> Self {
         let (namespace, cluster) = (Arc::new(namespace), Cluster::default());
-        Self { service, auth, namespace, limits, cluster }
+        Self { service: Told(service), auth, namespace, limits, cluster }
+    }
+
+    /// What this has seen of the cluster, another transport of the same client has, too.
+    pub(crate) fn beside(mut self, other: &Self) -> Self {
+        self.cluster = other.cluster.clone();
+        self
     }
 
     /// The service itself, for the generated clients of an embedding program.
     pub(crate) fn raw(&self) -> RawService {
-        self.service.clone()
+        self.service.0.clone()
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -163,7 +172,8 @@ impl Transport {
                 first.map(Response::new).ok_or_else(|| Status::unavailable("the keep-alive stream ended"))
             }
         };
-        let answer = self.call("Lease/LeaseKeepAlive", Repeat::Read, Sees::Nothing, attempt).await?.value;
+        let answer =
+            self.call("Lease/LeaseKeepAlive", Repeat::Read, Sees::Nothing, || 0, attempt).await?.value;
         match answer.id == id {
             true => Ok(answer.ttl),
             false => Err(Error::protocol("a keep-alive of another lease", Outcome::NotApplied)),
@@ -188,18 +198,19 @@ impl Transport {
         Ok(self.raw_authenticate(request, Repeat::Read, Sees::Nothing).await?.value.token)
     }
 
-    /// Opens a watch stream. Keys in its requests and answers are without the namespace.
+    /// Opens a watch stream, within a time: servers open one by their first answer. Keys in its requests and answers are without the namespace.
     pub(crate) async fn open_watch(
         &self,
         requests: impl Stream<Item = pb::WatchRequest> + Send + 'static,
         route: Route,
+        limit: Duration,
     ) -> Result<Streaming<pb::WatchResponse>> {
         let namespace = self.namespace.clone();
         let requests = tokio_stream::StreamExt::map(requests, move |request| namespace.watch(request));
         let client = pb::watch_client::WatchClient::new(self.service.clone());
         let mut client = client.max_decoding_message_size(self.limits.answer);
         let request = routed(with_leader(requests), route);
-        self.open("Watch/Watch", async move { client.watch(request).await }).await
+        self.open("Watch/Watch", limit, async move { client.watch(request).await }).await
     }
 
     /// Takes the namespace out of a watch answer.
@@ -207,7 +218,7 @@ impl Transport {
         self.namespace.watched(response)
     }
 
-    /// Opens a keep-alive stream.
+    /// Opens a keep-alive stream. How long that may take is for those to say whose leases are at stake.
     pub(crate) async fn open_keep_alive(
         &self,
         requests: impl Stream<Item = pb::LeaseKeepAliveRequest> + Send + 'static,
@@ -215,7 +226,8 @@ impl Transport {
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
-        self.open("Lease/LeaseKeepAlive", async move { client.lease_keep_alive(request).await }).await
+        self.open("Lease/LeaseKeepAlive", ENDLESS, async move { client.lease_keep_alive(request).await })
+            .await
     }
 
     /// Refuses an answer on a stream that is another cluster's, whose endpoint is avoided from here on.
@@ -246,6 +258,14 @@ impl Transport {
         }
     }
 
+    /// True where the next attempt has another token than the one that this was refused for.
+    fn token_refused(&self, error: &Error, route: &Route) -> bool {
+        match &self.auth {
+            Some(tokens) if classify::wants_new_token(error.kind()) => tokens.refused(route.token().as_ref()),
+            _ => false,
+        }
+    }
+
     /// True for errors that no time mends: see [`retry::is_final`]. A token of the user's own that is refused is one, too.
     pub(crate) fn is_final(&self, kind: &ErrorKind) -> bool {
         retry::is_final(kind) || *kind == ErrorKind::InvalidToken && !self.token_passes(kind)
@@ -261,22 +281,24 @@ impl Transport {
     async fn open<T>(
         &self,
         rpc: &'static str,
+        limit: Duration,
         call: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
     ) -> Result<Streaming<T>> {
-        let deadline = Instant::now() + self.limits.request_timeout / 2;
-        match timeout_at(deadline, call).await {
+        match timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.stream_error(rpc, status)),
             Err(_) => Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(rpc)),
         }
     }
 
-    /// Makes a unary call, and makes it again as far as [`retry`] allows and the deadline lasts.
+    /// Makes a unary call, and makes it again as far as [`retry`] allows and the deadline lasts. `size` tells how many bytes
+    /// the request has.
     async fn call<T, F, Fut>(
         &self,
         rpc: &'static str,
         repeat: Repeat,
         sees: Sees,
+        size: impl Fn() -> usize,
         attempt: F,
     ) -> Result<Answer<T>>
     where
@@ -303,13 +325,16 @@ impl Transport {
                         Err(kind) => Error::new(kind, Outcome::Applied).at(rpc),
                     }
                 }
-                Ok(Err(status)) => classify::error(rpc, status),
+                Ok(Err(status)) => classify::error_of(rpc, status, &size),
                 Err(_) => silent(rpc, &route),
             };
+            // The message of an answer that is believed in nothing has been read, too.
+            let unsent = failed.outcome() == Outcome::Unknown && route.gives_up();
+            let failed = if unsent { failed.with_outcome(Outcome::NotApplied) } else { failed };
             if retry::avoids_member(failed.kind()) {
                 route.avoid_member();
             }
-            let passes = self.token_passes(failed.kind());
+            let passes = self.token_refused(&failed, &route) || self.token_passes(failed.kind());
             match retry.after(failed, route.elsewhere(), passes, Instant::now()) {
                 Ok(pause) if pause.is_zero() => {}
                 Ok(pause) => tokio::time::sleep(pause).await,
@@ -326,6 +351,9 @@ impl Transport {
     unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
     unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
 }
+
+/// Longer than any lease is waited for.
+const ENDLESS: Duration = Duration::from_secs(86_400);
 
 /// Whether a transaction's answer sees all that was committed before.
 fn sees(txn: &pb::TxnRequest) -> Sees {

@@ -92,7 +92,8 @@ impl TxnReply {
                 Ok(Self { succeeded: inner.succeeded, header, responses: inner.responses })
             }
             other => {
-                let detail = format!("a nested transaction was answered with {other:?}");
+                let what = if other.is_some() { "that of another operation" } else { "none" };
+                let detail = format!("for the answer of a nested transaction, {what}");
                 Err(Error::protocol(detail, Outcome::Applied).at("KV/Txn"))
             }
         }

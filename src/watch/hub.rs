@@ -37,8 +37,16 @@ struct Shared {
 #[derive(Default)]
 struct Slot {
     commands: Option<UnboundedSender<Command>>,
-    /// The last watch id that a task before used.
+    past: Past,
+}
+
+/// What is known of the tasks before.
+#[derive(Debug, Default, Clone, Copy)]
+struct Past {
+    /// The last watch id that one used.
     last_id: i64,
+    /// A watch was acknowledged once: what does not make sense since then is a balancer's, and passes.
+    worked: bool,
 }
 
 /// What watchers have to say.
@@ -83,7 +91,7 @@ impl Hub {
         // The receiver is at hand, so it takes this.
         let _ = sender.send(command);
         slot.commands = Some(sender.clone());
-        let task = Task::new(self.shared.clone(), receiver, slot.last_id);
+        let task = Task::new(self.shared.clone(), receiver, slot.past);
         // A runtime that has shut down drops the task at once, and the task then wants the lock.
         drop(slot);
         drop(self.shared.runtime.spawn(task.run()));

@@ -38,6 +38,11 @@ impl Pulse {
         Self { opened: now, heard: now, patience, waiting: None, stood_still: false }
     }
 
+    /// How long an answer may take.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// For how long something was heard.
     pub(super) fn lived(&self) -> Duration {
         self.heard - self.opened

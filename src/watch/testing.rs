@@ -78,6 +78,18 @@ impl Server {
         }
     }
 
+    /// Lets the next stream in that waits at the door for so long.
+    pub(super) async fn accept_after(&mut self, pause: Duration) -> Wire {
+        loop {
+            let Knock { requests, answer } = self.knocks.recv().await.expect("a stream");
+            tokio::time::sleep(pause).await;
+            let (answers, stream) = unbounded_channel();
+            if answer.send(Ok(stream.into())).is_ok() {
+                return Wire { requests, answers };
+            }
+        }
+    }
+
     /// Turns the next stream away.
     pub(super) async fn refuse(&mut self, status: Status) {
         let knock = self.knocks.recv().await.expect("a stream");

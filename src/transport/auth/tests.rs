@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::StreamBody;
 use prost::Message;
 use tokio::sync::Semaphore;
@@ -238,6 +239,79 @@ async fn the_generated_clients_get_a_new_token_too() {
     member.expire();
     kv.range(pb::RangeRequest::default()).await.expect("the second");
     assert_eq!(member.seen("Authenticate"), 2);
+}
+
+/// A proxy gave a server's refusal as a head and trailers of their own, where the server gives one of headers alone. The
+/// client took it for an answer of the call's, kept the token, and had it refused until the deadline.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_in_trailers_is_renewed() {
+    let member = Member::new();
+    let behind = member.clone();
+    let proxy = service_fn(move |request: Request<Body>| {
+        let member = behind.clone();
+        async move {
+            let mut answer = member.answer(request).await?;
+            let mut trailers = http::HeaderMap::new();
+            for name in [Status::GRPC_STATUS, Status::GRPC_MESSAGE] {
+                if let Some(value) = answer.headers_mut().remove(&name) {
+                    trailers.insert(name, value);
+                }
+            }
+            if !trailers.is_empty() {
+                let frames = [Ok::<_, std::convert::Infallible>(http_body::Frame::trailers(trailers))];
+                *answer.body_mut() = Body::new(StreamBody::new(tokio_stream::iter(frames)));
+            }
+            Ok::<_, Status>(answer)
+        }
+    });
+    let bare = Transport::new(member.service(), None, Namespace::new(""), limits());
+    let tokens = Tokens::of_user("root".into(), "right".into(), bare, Handle::current());
+    let service = RawService::new(Auth::new(RawService::new(proxy), tokens.clone()));
+    let transport = Transport::new(service, Some(tokens), Namespace::new(""), limits());
+    range(&transport).await.expect("the first token");
+    member.expire();
+    let started = tokio::time::Instant::now();
+    range(&transport).await.expect("the second token");
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    assert_eq!((member.seen("Authenticate"), member.seen("Range")), (2, 3));
+}
+
+/// A server took six seconds to hand out a token. The first attempt of a grant ended meanwhile, counted as one that may
+/// come yet, and the client looked out for it.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_ends_while_it_waits_for_the_token_was_not_sent() {
+    let member = Member::new();
+    let (transport, _) = member.transport("right");
+    member.0.gate.forget_permits(Semaphore::MAX_PERMITS);
+    let (granted, ()) = tokio::join!(transport.lease_grant(7, 5), async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        member.0.gate.add_permits(1);
+    });
+    let granted = granted.expect("with the token");
+    assert_eq!((granted.unanswered, granted.ambiguous), (0, false));
+    assert_eq!(member.seen("LeaseGrant"), 1);
+    // The same while it waits for another, after a refusal.
+    member.expire();
+    let (granted, ()) = tokio::join!(transport.lease_grant(7, 5), async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        member.0.gate.add_permits(1);
+    });
+    assert_eq!(granted.expect("with another").unanswered, 0);
+}
+
+/// An upload through the client's service never began: the token's layer waited for its end first.
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_another_service_begins_before_it_ends() {
+    let member = Member::new();
+    let (transport, _) = member.transport("right");
+    let open = http_body::Frame::data(Bytes::from_static(&[0; 5]));
+    let open = tokio_stream::once(Ok::<_, std::convert::Infallible>(open));
+    let open = tokio_stream::StreamExt::chain(open, tokio_stream::pending());
+    let upload = Request::post("/files.v1.Files/Upload").body(Body::new(StreamBody::new(open)));
+    let answer = transport.raw().oneshot(upload.expect("a request"));
+    let answer = tokio::time::timeout(Duration::from_secs(1), answer).await.expect("it begins");
+    assert!(!refuses(&answer.expect("an answer")));
+    assert_eq!(member.seen("Upload"), 1);
 }
 
 #[tokio::test]

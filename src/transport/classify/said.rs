@@ -9,7 +9,8 @@
 //! | Message (after `etcdserver: `) | Who says it, of a write | The write |
 //! |---|---|---|
 //! | key is not provided, value is provided, lease is provided, too many operations in txn request, duplicate key given in txn request, invalid sort option | the front | not applied |
-//! | request is too large; gRPC's own "received message larger than max" | the front | not applied |
+//! | request is too large | the front | not applied |
+//! | gRPC's own "received message larger than max (S vs. M)" | the front, of a request of S bytes; or a proxy on the way, of either direction: then S may be the size of the answer to a write that was applied | not applied where the request is of S bytes, else unknown |
 //! | too many requests | the front: too much is committed and not applied | not applied |
 //! | not capable, rpc not supported for learner, invalid client api version | the front | not applied |
 //! | no leader | the front, for a request that asked to be refused then (all of ours do) | not applied |
@@ -44,8 +45,8 @@ pub(super) fn by_message(message: &str) -> Option<(ErrorKind, Outcome)> {
     if message == "raft: stopped" {
         return Some((ErrorKind::Unavailable { message: words() }, Unknown));
     }
-    if message.contains("received message larger than max") {
-        return Some((ErrorKind::TooLarge, NotApplied));
+    if message.contains(LARGER) {
+        return Some((ErrorKind::AnswerTooLarge { message: words() }, Unknown));
     }
     let said = message.strip_prefix(SERVER)?;
     Some(match said {
@@ -79,6 +80,13 @@ pub(super) fn by_message(message: &str) -> Option<(ErrorKind, Outcome)> {
     })
 }
 
+/// True where gRPC says of a message of this many bytes that it is too large for whom it reached.
+pub(super) fn is_too_large(message: &str, size: impl Fn() -> usize) -> bool {
+    let said = message.split_once(LARGER).and_then(|(_, said)| said.strip_prefix(" ("));
+    said.and_then(|said| said.split_once(' ')).is_some_and(|(found, _)| found.parse() == Ok(size()))
+}
+
+const LARGER: &str = "received message larger than max";
 /// Before all that etcd's server says for itself.
 pub(super) const SERVER: &str = "etcdserver: ";
 /// What a member says to a request without a token.
@@ -88,7 +96,7 @@ pub(super) const NO_USER: &str = "user name is empty";
 mod tests {
     use tonic::Status;
 
-    use super::super::error;
+    use super::super::{error, error_of};
     use super::*;
 
     /// Each row of the table above, with the code that the server sends.
@@ -104,7 +112,6 @@ mod tests {
             (InvalidArgument, "etcdserver: duplicate key given in txn request"),
             (InvalidArgument, "etcdserver: invalid sort option"),
             (InvalidArgument, "etcdserver: request is too large"),
-            (ResourceExhausted, "grpc: received message larger than max (2097200 vs. 2097152)"),
             (ResourceExhausted, "etcdserver: too many requests"),
             (FailedPrecondition, "etcdserver: not capable"),
             (Unavailable, "etcdserver: rpc not supported for learner"),
@@ -125,6 +132,7 @@ mod tests {
             (DataLoss, "etcdserver: corrupt cluster"),
         ];
         let unknown = [
+            (ResourceExhausted, "grpc: received message larger than max (2097200 vs. 2097152)"),
             (ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             (Unavailable, "etcdserver: request timed out"),
             (Unavailable, "etcdserver: request timed out, possibly due to previous leader failure"),
@@ -146,6 +154,21 @@ mod tests {
                 assert_eq!(said.outcome(), outcome, "{message}");
             }
         }
+    }
+
+    /// A proxy that takes answers of 4 MiB at most said this of the answer to a write, and the write was told to be not
+    /// applied.
+    #[test]
+    fn what_is_too_large_is_the_request_only_where_it_has_that_size() {
+        let said = "grpc: received message larger than max (2097200 vs. 2097152)";
+        assert!(is_too_large(said, || 2_097_200));
+        assert!(!is_too_large(said, || 2_097_152) && !is_too_large("too large", || 12));
+        let said = || Status::new(Code::ResourceExhausted, said);
+        let of_request = error_of("KV/Txn", said(), || 2_097_200);
+        assert_eq!((of_request.kind(), of_request.outcome()), (&ErrorKind::TooLarge, Outcome::NotApplied));
+        let of_answer = error_of("KV/Txn", said(), || 300);
+        assert!(matches!(of_answer.kind(), ErrorKind::AnswerTooLarge { .. }), "{of_answer}");
+        assert_eq!(of_answer.outcome(), Outcome::Unknown);
     }
 
     /// A gateway between client and server may have passed a write on before it answered for itself.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::line::{Heard, Line, Requests, judge, steer};
-use super::{Command, Shared, Slot};
+use super::{Command, Past, Shared, Slot};
 use crate::error::{Error, ErrorKind, LostReason, Outcome};
 use crate::pb::etcdserverpb as pb;
 use crate::transport::channel::Route;
@@ -37,28 +37,33 @@ pub(super) struct Task {
     advance: Option<Instant>,
     /// Since when the stream has failed, and nothing else, in ways that do not pass by themselves.
     failing: Option<Instant>,
-    /// A watch was acknowledged once: what does not make sense since then is a balancer's, and passes.
+    /// See [`Past`].
     worked: bool,
     /// Since when there has been no watcher.
     idle: Option<Instant>,
 }
 
 impl Task {
-    pub(super) fn new(shared: Arc<Shared>, commands: UnboundedReceiver<Command>, last_id: i64) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, commands: UnboundedReceiver<Command>, past: Past) -> Self {
         let now = Instant::now();
         Self {
             shared,
             commands,
-            table: Table::new(last_id),
+            table: Table::new(past.last_id),
             line: Line::Down(now),
             pulse: Pulse::new(now.into_std(), 0),
             backoff: Backoff::default(),
             deaths: 0,
             advance: None,
             failing: None,
-            worked: false,
+            worked: past.worked,
             idle: None,
         }
+    }
+
+    /// What the next task is to know.
+    fn past(&self) -> Past {
+        Past { last_id: self.table.last_id(), worked: self.worked }
     }
 
     pub(super) async fn run(mut self) {
@@ -111,7 +116,7 @@ impl Task {
             self.command(command);
         }
         if self.table.is_empty() {
-            *slot = Slot { commands: None, last_id: self.table.last_id() };
+            *slot = Slot { commands: None, past: self.past() };
             return true;
         }
         self.idle = None;
@@ -167,8 +172,7 @@ impl Task {
                 Beat::Well => {}
                 Beat::Ask => self.table.probe(),
                 Beat::Dead => {
-                    // Of a server that never opened the stream nothing was to be waited for.
-                    self.deaths += u32::from(matches!(self.line, Line::Open(..)));
+                    self.died();
                     self.broken(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(RPC));
                 }
             },
@@ -186,9 +190,12 @@ impl Task {
         let route = Route::default();
         let transport = self.shared.transport.clone();
         let to = route.clone();
-        let opening = async move { transport.open_watch(UnboundedReceiverStream::new(requests), to).await };
-        self.line = Line::Opening(Requests { queue, route }, Box::pin(opening));
         self.pulse = Pulse::new(Instant::now().into_std(), self.deaths);
+        // A server opens the stream by its first answer, which is waited for as any.
+        let limit = self.pulse.patience().max(transport.limits().request_timeout / 2);
+        let requests = UnboundedReceiverStream::new(requests);
+        let opening = async move { transport.open_watch(requests, to, limit).await };
+        self.line = Line::Opening(Requests { queue, route }, Box::pin(opening));
         self.table.opened();
     }
 
@@ -200,7 +207,12 @@ impl Task {
                     self.line = Line::Open(requests, Box::new(stream));
                 }
             }
-            Heard::Opened(Err(error)) => self.broken(error),
+            Heard::Opened(Err(error)) => {
+                if *error.kind() == ErrorKind::Timeout {
+                    self.died();
+                }
+                self.broken(error);
+            }
             Heard::Message(Ok(Some(response))) => match self.check(&response) {
                 Ok(()) => self.response(response),
                 Err(error) => self.broken(error),
@@ -276,6 +288,13 @@ impl Task {
         }
     }
 
+    /// An answer did not come: the next may take longer. That of a server that never opens the stream only a little, as it
+    /// may be none.
+    fn died(&mut self) {
+        let is_open = matches!(self.line, Line::Open(..));
+        self.deaths += u32::from(is_open || self.deaths < MOST_UNOPENED);
+    }
+
     /// Closes the stream, to open another after a pause.
     fn down(&mut self) {
         let lived = self.pulse.lived();
@@ -297,7 +316,7 @@ impl Drop for Task {
             let mut slot = self.shared.slot();
             self.commands.close();
             if slot.commands.as_ref().is_some_and(UnboundedSender::is_closed) {
-                *slot = Slot { commands: None, last_id: self.table.last_id() };
+                *slot = Slot { commands: None, past: self.past() };
             }
         }
         while let Ok(command) = self.commands.try_recv() {
@@ -313,5 +332,7 @@ const COMMANDS_PER_MESSAGE: usize = 64;
 const A_WHILE: Duration = Duration::from_secs(10);
 /// After so long, a slow line is taken for a quick one again.
 const A_LONG_WHILE: Duration = Duration::from_secs(600);
+/// So many streams that were never opened count as deaths: an answer is then waited for for 20 s.
+const MOST_UNOPENED: u32 = 2;
 /// How long a stream without watches is kept. Less than the silence after which one is asked whether it lives.
 pub(super) const LINGER: Duration = Duration::from_secs(5);

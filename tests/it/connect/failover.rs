@@ -173,7 +173,8 @@ async fn a_member_that_answers_nothing_but_its_health_check_is_avoided() {
         let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
         match timeout(Duration::from_millis(1100), client.kv_client().range(range).into_future()).await {
             Ok(answer) => drop(answer.expect("served")),
-            Err(_) => assert!(stuck.hits() <= 2, "it is avoided for half a second, then for a second"),
+            // A slow machine takes longer for the thirty than the first marks last.
+            Err(_) => assert!(stuck.hits() <= 5, "it is avoided for half a second, one, two, four"),
         }
         // The look at its health takes a moment.
         tokio::time::sleep(Duration::from_millis(10)).await;

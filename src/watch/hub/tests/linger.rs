@@ -115,3 +115,21 @@ async fn the_last_watcher_may_go_while_the_stream_opens_or_is_down() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(server.is_quiet());
 }
+
+/// A client that had watched for days had no watch for five seconds, and forgot that the server was one: a balancer's
+/// nonsense then ended new watches after the time of a request.
+#[tokio::test(start_paused = true)]
+async fn what_has_worked_is_waited_for_also_by_later_watchers() {
+    let (mut server, hub) = rig();
+    let mut wire = unused(&mut server, &hub).await;
+    wire.closed().await;
+    settle().await;
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    let mut watcher = hub.watch(Watch::key("b"));
+    let started = Instant::now();
+    while started.elapsed() < 3 * REQUEST_TIMEOUT {
+        server.refuse(tonic::Status::unimplemented("unknown service")).await;
+    }
+    server.accept().await.created(7).await;
+    assert_eq!(watcher.created().await.expect("created"), 7);
+}

@@ -43,6 +43,20 @@ async fn a_server_that_never_opens_the_stream_is_left() {
     assert_eq!(watcher.created().await.expect("created"), 3);
 }
 
+/// An overloaded server took seven seconds for its first answer, by which it opens the stream. Each client gave up after
+/// five and opened another, for as long as that went on, and no watch was ever made.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_slow_to_open_the_stream_is_waited_for() {
+    let (mut server, hub) = rig();
+    let started = Instant::now();
+    let mut watcher = hub.watch(Watch::key("k"));
+    let opening = timeout(Duration::from_secs(120), server.accept_after(Duration::from_secs(7)));
+    let mut wire = opening.await.expect("the second stream, or the third");
+    wire.created(3).await;
+    assert_eq!(watcher.created().await.expect("created"), 3);
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_stream_is_asked_whether_it_lives() {
     let (mut server, hub) = rig();
