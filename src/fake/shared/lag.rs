@@ -20,7 +20,10 @@ impl State {
 
     /// The newest revision that the client's member has seen.
     pub(crate) fn seen_by(&self, client: &str) -> i64 {
-        self.behind.get(client).unwrap_or(&self.core.store).revision()
+        let compacted = self.core.store.compacted();
+        // A member compacts what it has seen. Here what was compacted is gone for all: so one that had not has caught up.
+        let seen = self.behind.get(client).filter(|seen| seen.revision() >= compacted);
+        seen.unwrap_or(&self.core.store).revision()
     }
 
     /// Looks at what the client's member has seen. What looks may write nothing.
