@@ -1,23 +1,28 @@
 //! Fences: who holds a key of a session, and transactions that the server commits only while it stands.
 
+mod blind;
+
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::SetOnce;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
-use crate::lease::Lease;
+use crate::lease::{Held, Lease};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::session::Session;
-use crate::transport::retry::{Backoff, Repeat, may_pass};
+use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply, revision};
-use crate::watch::{Watch, second_look};
+use crate::watch::Watch;
+use blind::Blind;
 
 /// What is held: a key of a session, of one incarnation. Every guard dereferences to its fence.
 ///
@@ -267,6 +272,30 @@ impl Fence {
     }
 }
 
+impl Fence {
+    /// What a turn goes with, while this is what the user holds.
+    pub(crate) fn held(&self) -> Arc<dyn Held> {
+        self.0.clone()
+    }
+}
+
+impl Held for Inner {
+    /// By its own word: the session's loss is told to all who wait, and the clock may be a user's code.
+    fn is_lost(&self) -> bool {
+        self.gone.load(Ordering::Acquire) || self.fallen.get().is_some()
+    }
+
+    fn lost(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move { Fence(self).ended().await })
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("key", &self.key).field("token", &self.create_revision).finish()
+    }
+}
+
 impl fmt::Debug for Fence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fence")
@@ -369,31 +398,6 @@ impl FencedTxn<'_> {
     }
 }
 
-/// A key that cannot be watched for now.
-#[derive(Default)]
-struct Blind {
-    backoff: Backoff,
-    /// How often it was for reasons that do not pass by themselves.
-    lasting: u32,
-}
-
-impl Blind {
-    /// Waits before it is looked at again: for moments, but where the server goes on refusing, for a minute or two.
-    async fn pause(&mut self, error: &Error) {
-        let passes = matches!(error.kind(), ErrorKind::Compacted { .. }) || may_pass(error.kind());
-        self.lasting += u32::from(!passes);
-        let pause = if !passes && self.lasting > FEW { second_look() } else { self.backoff.next() };
-        if !passes && self.lasting == FEW + 1 {
-            tracing::warn!(%error, "a guard's key cannot be watched: that it is gone may be told late");
-        } else {
-            tracing::debug!(%error, "a guard's key is not watched for now");
-        }
-        sleep(pause).await;
-    }
-}
-
-/// How many refusals may be those of a server in the midst of a change.
-const FEW: u32 = 5;
 /// A watch that has lasted so long was a good one.
 const LASTS: Duration = Duration::from_secs(60);
 /// How long the reason for a loss is worth waiting for; that it is lost is known already.

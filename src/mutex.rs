@@ -13,7 +13,8 @@ use crate::waitlist::Waitlist;
 ///
 /// The key layout is Go's (`{name}/{lease in lower-case hex}`), so Go's clients, `etcdctl lock` and this crate exclude
 /// each other on one name. Any number of tasks may lock one name through one session: they queue in the process, and
-/// only the first of them goes to the server.
+/// only the first of them goes to the server. A task that keeps a guard whose key was deleted keeps the others waiting for
+/// a second or two at most: who is next watches the key.
 ///
 /// **Keys below a name.** Contenders are told by the shape of their keys: that above, and for a
 /// [`MultiLock`](crate::MultiLock) a dash and 16 random hex digits behind it. Any other key below the name, such as

@@ -1,23 +1,21 @@
 //! The task that keeps a client's leases alive: one stream, one timer wheel, nothing that looks at idle leases.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
-use tonic::{Status, Streaming};
 
-use super::clock::{Answer, Due, Moment};
-use super::{Command, Lease, Leases};
-use crate::error::{Error, ErrorKind, LostReason, Result};
-use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
-use crate::transport::channel::Route;
-use crate::transport::retry::{Backoff, avoids_member};
+use super::Lease;
+use super::clock::{Answer, Due};
+use super::registry::{Command, Leases};
+use super::stream::{Silence, Stream};
+use crate::error::{Error, LostReason, Result};
+use crate::pb::etcdserverpb::LeaseKeepAliveResponse;
+use crate::transport::retry::Backoff;
 
 /// The task's state.
 pub(super) struct KeepAlive {
@@ -27,9 +25,6 @@ pub(super) struct KeepAlive {
     /// For each lease, when its clock wants to be looked at.
     timers: DelayQueue<i64>,
     stream: Option<Stream>,
-    /// The keep-alives under way on the present stream, the oldest first: each lease's are answered in their order.
-    unanswered: VecDeque<Asked>,
-    asked: u64,
     backoff: Backoff,
     /// No stream is opened before this.
     not_before: Option<Instant>,
@@ -40,45 +35,6 @@ pub(super) struct KeepAlive {
 struct Kept {
     lease: Arc<Lease>,
     timer: delay_queue::Key,
-}
-
-/// A keep-alive under way.
-struct Asked {
-    id: i64,
-    /// Counts the keep-alives of the task.
-    number: u64,
-    /// The lease was given up since. It may be adopted again, and asked for again, before this is answered.
-    forgotten: bool,
-}
-
-type Opening = Pin<Box<dyn Future<Output = Result<Streaming<LeaseKeepAliveResponse>>> + Send>>;
-
-/// A stream, open or being opened. etcd answers the opening with its first response, so requests go out before.
-struct Stream {
-    requests: mpsc::UnboundedSender<LeaseKeepAliveRequest>,
-    answers: Answers,
-    route: Route,
-    /// When a keep-alive was last answered.
-    heard: Option<Moment>,
-    /// The latest of the keep-alives that were answered.
-    answered: u64,
-    /// It is silent, and is listened to until then.
-    doubted: Option<Moment>,
-}
-
-/// What a keep-alive without an answer says of its stream.
-enum Silence {
-    /// Nothing before this.
-    Wait(Moment),
-    /// Later ones were answered: this one was lost on the way.
-    Skipped,
-    /// The stream is dead.
-    Dead,
-}
-
-enum Answers {
-    Opening(Opening),
-    Open(Box<Streaming<LeaseKeepAliveResponse>>),
 }
 
 /// What woke the task.
@@ -98,8 +54,6 @@ impl KeepAlive {
             kept: BTreeMap::new(),
             timers: DelayQueue::new(),
             stream: None,
-            unanswered: VecDeque::new(),
-            asked: 0,
             backoff: Backoff::default(),
             not_before: None,
             slept,
@@ -144,7 +98,7 @@ impl KeepAlive {
                 Event::Timer(expired.into_inner())
             }
             command = self.commands.recv() => Event::Command(command),
-            answer = next_answer(&mut self.stream, &self.leases), if self.stream.is_some() => Event::Answer(answer),
+            answer = next_answer(&mut self.stream, &self.leases) => Event::Answer(answer),
             _ = tick.tick() => Event::Tick,
         }
     }
@@ -174,8 +128,7 @@ impl KeepAlive {
     fn give_up(&mut self, kept: &Kept) {
         kept.lease.lose(LostReason::Expired);
         self.timers.try_remove(&kept.timer);
-        let id = kept.lease.id();
-        self.unanswered.iter_mut().filter(|asked| asked.id == id).for_each(|asked| asked.forgotten = true);
+        self.stream.iter_mut().for_each(|stream| stream.forget(kept.lease.id()));
     }
 
     /// A lease's timer is no longer one: the lease gets another, to be set when it is looked at.
@@ -202,7 +155,7 @@ impl KeepAlive {
                 }
                 Silence::Dead => {
                     tracing::debug!("the keep-alive stream is silent");
-                    self.stream.iter().for_each(|stream| stream.route.avoid());
+                    self.stream.iter().for_each(Stream::is_dead);
                     self.close_stream();
                 }
             },
@@ -211,28 +164,13 @@ impl KeepAlive {
         self.set_timer(&lease);
     }
 
-    /// An answer is overdue. Where the server has many to give it gives them one after the other, and where this process
-    /// stood still the answer may have come and be yet to be read: it is the stream's silence that counts, and only as
-    /// far as it was listened to.
+    /// An answer is overdue: what does that say of the stream?
     fn judge(&mut self, lease: &Lease) -> Silence {
         // Without one, nothing is under way.
         let Some(stream) = &mut self.stream else { return Silence::Dead };
-        let asked = self.unanswered.iter().find(|asked| asked.id == lease.id() && !asked.forgotten);
-        if asked.is_some_and(|asked| asked.number < stream.answered) {
-            return Silence::Skipped;
-        }
         let (now, patience, left) =
             lease.with_clock(|clock, now| (now, clock.patience(now), clock.remaining(now)));
-        match (stream.heard, stream.doubted) {
-            (Some(heard), _) if now < heard + patience => Silence::Wait(heard + patience),
-            (_, None) => {
-                let until = now + GRACE.min(left / 4);
-                stream.doubted = Some(until);
-                Silence::Wait(until)
-            }
-            (_, Some(until)) if now < until => Silence::Wait(until),
-            (_, Some(_)) => Silence::Dead,
-        }
+        stream.judge(lease.id(), now, patience, left)
     }
 
     /// Sends along what would be sent soon: ten thousand leases then wake us once a second, not five hundred times.
@@ -284,39 +222,19 @@ impl KeepAlive {
             if self.not_before.is_some_and(|pause| Instant::now() < pause) {
                 return;
             }
-            self.open_stream();
+            self.stream = Some(Stream::open(self.leases.shared.transport.clone()));
         }
-        let Some(stream) = &self.stream else { return };
+        let Some(stream) = &mut self.stream else { return };
         lease.with_clock(|clock, now| clock.on_send(now));
-        // A stream whose receiver is gone tells so by its answers.
-        let _ = stream.requests.send(LeaseKeepAliveRequest { id: lease.id() });
-        self.asked += 1;
-        self.unanswered.push_back(Asked { id: lease.id(), number: self.asked, forgotten: false });
-    }
-
-    fn open_stream(&mut self) {
-        let (requests, receiver) = mpsc::unbounded_channel();
-        let route = Route::default();
-        let (transport, on) = (self.leases.shared.transport.clone(), route.clone());
-        let opening =
-            async move { transport.open_keep_alive(UnboundedReceiverStream::new(receiver), on).await };
-        let answers = Answers::Opening(Box::pin(opening));
-        let (heard, answered, doubted) = (None, 0, None);
-        self.stream = Some(Stream { requests, answers, route, heard, answered, doubted });
+        stream.ask(lease.id());
     }
 
     fn answered(&mut self, answer: &LeaseKeepAliveResponse) {
         self.backoff.reset();
         self.not_before = None;
-        let asked = self.unanswered.iter().position(|asked| asked.id == answer.id);
-        let asked = asked.and_then(|at| self.unanswered.remove(at));
-        if let (Some(asked), Some(stream)) = (&asked, &mut self.stream) {
-            stream.heard = Some(self.leases.time().now());
-            stream.answered = stream.answered.max(asked.number);
-            stream.doubted = None;
-        }
+        let now = self.leases.time().now();
         // An answer for a lease that was given up in the meantime; adopted again, it was asked for later.
-        if asked.is_some_and(|asked| asked.forgotten) {
+        if self.stream.as_mut().is_some_and(|stream| !stream.heard(answer.id, now)) {
             return;
         }
         let Some(lease) = self.kept.get(&answer.id).map(|kept| kept.lease.clone()) else { return };
@@ -336,24 +254,9 @@ impl KeepAlive {
     /// The stream ended.
     fn broken(&mut self, error: &Error) {
         tracing::debug!(%error, "the keep-alive stream broke");
-        if let Some(stream) = &self.stream {
-            match error.kind() {
-                ErrorKind::Timeout => stream.route.avoid(),
-                kind if avoids_member(kind) => stream.route.avoid_member(),
-                _ => {}
-            }
-        }
-        // One lease that may not be renewed must not hold up the others: it was the one being answered, and asks
-        // again only when its turn comes round.
-        let culprit = match error.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::Refused { .. } | ErrorKind::Other { .. } => {
-                self.unanswered.pop_front()
-            }
-            _ => None,
-        };
-        let culprit = culprit.filter(|asked| !asked.forgotten);
-        if let Some(lease) = culprit.and_then(|asked| self.kept.get(&asked.id)).map(|kept| kept.lease.clone())
-        {
+        // One lease that may not be renewed must not hold up the others: it asks again only when its turn comes round.
+        let culprit = self.stream.as_mut().and_then(|stream| stream.ended(error.kind()));
+        if let Some(lease) = culprit.and_then(|id| self.kept.get(&id)).map(|kept| kept.lease.clone()) {
             lease.with_clock(|clock, now| clock.on_break(now + clock.ttl() / 3));
             lease.suspend();
             self.set_timer(&lease);
@@ -363,13 +266,11 @@ impl KeepAlive {
 
     /// Drops the stream; what was under way on it is due again after a pause.
     fn close_stream(&mut self) {
-        if self.stream.take().is_none() {
-            return;
-        }
+        let Some(stream) = self.stream.take() else { return };
         let pause = self.backoff.next();
         self.not_before = Some(Instant::now() + pause);
-        for asked in std::mem::take(&mut self.unanswered).into_iter().filter(|asked| !asked.forgotten) {
-            let Some(lease) = self.kept.get(&asked.id).map(|kept| kept.lease.clone()) else { continue };
+        for id in stream.into_unanswered() {
+            let Some(lease) = self.kept.get(&id).map(|kept| kept.lease.clone()) else { continue };
             lease.with_clock(|clock, now| clock.on_break(now));
             lease.suspend();
             self.set_timer(&lease);
@@ -425,29 +326,11 @@ fn ticks() -> Interval {
     tick
 }
 
-/// The next answer. Cancel safe: the opening and the stream stay where they are.
+/// The next answer, if there is a stream.
 async fn next_answer(stream: &mut Option<Stream>, leases: &Leases) -> Result<LeaseKeepAliveResponse> {
-    let Some(stream) = stream else { return std::future::pending().await };
-    loop {
-        match &mut stream.answers {
-            Answers::Opening(opening) => {
-                let open = opening.await?;
-                stream.answers = Answers::Open(Box::new(open));
-            }
-            Answers::Open(open) => {
-                let transport = &leases.shared.transport;
-                let ended = match open.message().await {
-                    Ok(Some(answer)) => {
-                        // Another cluster knows nothing of our leases.
-                        transport.same_cluster(RPC, answer.header.as_ref(), &stream.route)?;
-                        return Ok(answer);
-                    }
-                    Ok(None) => Status::unavailable("the keep-alive stream ended"),
-                    Err(status) => status,
-                };
-                return Err(transport.stream_error(RPC, ended));
-            }
-        }
+    match stream {
+        Some(stream) => stream.next(&leases.shared.transport).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -455,12 +338,9 @@ async fn next_timer(timers: &mut DelayQueue<i64>) -> Option<delay_queue::Expired
     std::future::poll_fn(|context| timers.poll_expired(context)).await
 }
 
-const RPC: &str = "Lease/LeaseKeepAlive";
 /// Which share of its TTL a lease may be renewed early, along with others, and how much at most.
 const EARLY: u32 = 60;
 const LONGEST_EARLY: Duration = Duration::from_secs(1);
-/// How long a silent stream is listened to before it counts as dead.
-const GRACE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 /// tokio's wheel reaches two years.
 const FAR: Duration = Duration::from_secs(300 * 86_400);

@@ -2,10 +2,14 @@
 //! server. Two of them would otherwise hold the same key.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::time::sleep;
 
 /// The queues of one lease, by name.
 #[derive(Debug, Default)]
@@ -15,38 +19,89 @@ pub(crate) struct Locals {
     unwanted: Arc<Notify>,
 }
 
+/// What a user was given, and has the turn for as long as it is kept.
+pub(crate) trait Held: Debug + Send + Sync {
+    /// It is known to be lost.
+    fn is_lost(&self) -> bool;
+    /// Resolves once it is lost, which is asked of the server.
+    fn lost(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    queue: Arc<tokio::sync::Mutex<()>>,
-    /// Who has the turn gives it up when another session adopts the lease.
-    gives_way: bool,
+    /// Those who wait stand here: the one that gets past it is the next, and looks at what is held.
+    next: Arc<tokio::sync::Mutex<()>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// What the user has that was given the turn. It gives way to another session that adopts the lease, and is passed over
+    /// once it is lost.
+    held: Option<Arc<dyn Held>>,
+    /// Tells that `held` has changed.
+    told: Arc<Notify>,
 }
 
 /// One's turn; the next in line gets it when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
     name: Bytes,
-    /// None only while it is being dropped.
+    /// None only while it is waited for, or dropped.
     turn: Option<OwnedMutexGuard<()>>,
     locals: Locals,
 }
 
 impl Locals {
-    /// Waits for one's turn, in order of arrival.
+    /// Waits for one's turn, in order of arrival. A guard whose key is lost, and that the user keeps, is not waited for.
     pub(crate) async fn turn(&self, name: &Bytes) -> Turn {
+        match self.try_turn(name) {
+            Some(turn) => turn,
+            // Boxed, since most need not wait.
+            None => Box::pin(self.wait(name)).await,
+        }
+    }
+
+    async fn wait(&self, name: &Bytes) -> Turn {
         // Made before the wait: a future that is dropped while it waits takes the queue out again if it was the last.
         let mut turn = Turn { name: name.clone(), turn: None, locals: self.share() };
-        let queue = self.queue(name);
-        turn.turn = Some(queue.lock_owned().await);
-        turn
+        let next = self.lock().entry(name.clone()).or_default().next.clone();
+        let _next = next.lock_owned().await;
+        loop {
+            let told = self.lock().entry(name.clone()).or_default().told.clone();
+            // Made before what is held is looked at: no change is missed.
+            let told = told.notified();
+            self.pass_over_lost(name);
+            let (queue, held) = {
+                let mut queues = self.lock();
+                let queue = queues.entry(name.clone()).or_default();
+                (queue.turn.clone(), queue.held.clone())
+            };
+            let lost = async {
+                let Some(held) = &held else { return std::future::pending().await };
+                // Most are released soon, and need not be watched.
+                sleep(PATIENCE).await;
+                held.clone().lost().await;
+            };
+            tokio::select! {
+                biased;
+                got = queue.lock_owned() => {
+                    turn.turn = Some(got);
+                    return turn;
+                }
+                // The place in the queue is kept: there is no other before the turn.
+                () = told => {}
+                () = lost => {}
+            }
+        }
     }
 
     /// One's turn if nobody has it.
     pub(crate) fn try_turn(&self, name: &Bytes) -> Option<Turn> {
+        self.pass_over_lost(name);
         // In one step: one that fails while the holder leaves would keep the holder from taking the queue out.
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.entry(name.clone()).or_default().queue.clone();
-        let turn = queue.try_lock_owned().ok()?;
+        let mut queues = self.lock();
+        let queue = queues.entry(name.clone()).or_default();
+        // Not before those who wait.
+        let next = queue.next.clone().try_lock_owned().ok()?;
+        let turn = queue.turn.clone().try_lock_owned().ok()?;
+        drop(next);
         drop(queues);
         Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
     }
@@ -57,10 +112,10 @@ impl Locals {
             let mut told = std::pin::pin!(self.unwanted.notified());
             told.as_mut().enable();
             {
-                let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut queues = self.lock();
                 // In one step: a queue that is new in the map is free for as long as the map is held.
                 if !queues.contains_key(name)
-                    && let Ok(turn) = queues.entry(name.clone()).or_default().queue.clone().try_lock_owned()
+                    && let Ok(turn) = queues.entry(name.clone()).or_default().turn.clone().try_lock_owned()
                 {
                     return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
                 }
@@ -69,17 +124,27 @@ impl Locals {
         }
     }
 
-    fn queue(&self, name: &Bytes) -> Arc<tokio::sync::Mutex<()>> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.entry(name.clone()).or_default().queue.clone()
-    }
-
     /// Another session has adopted the lease: what users were given before is its to take up.
     pub(super) fn give_way(&self) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.retain(|_, queue| !queue.gives_way);
-        drop(queues);
+        self.lock().retain(|_, queue| queue.held.is_none());
         self.unwanted.notify_waiters();
+    }
+
+    /// A turn that goes with a lost guard is none any more.
+    fn pass_over_lost(&self, name: &Bytes) {
+        let mut queues = self.lock();
+        let Some(queue) = queues.get_mut(name) else { return };
+        let lost = queue.held.take_if(|held| held.is_lost());
+        if lost.is_some() {
+            queue.turn = Arc::default();
+        }
+        drop(queues);
+        // It may be the last handle of something that looks in here.
+        drop(lost);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Bytes, Queue>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn share(&self) -> Self {
@@ -88,7 +153,14 @@ impl Locals {
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock().len()
+    }
+}
+
+impl Queue {
+    fn is_unwanted(&self) -> bool {
+        // Who waits holds a part of it, too.
+        Arc::strong_count(&self.turn) == 1 && Arc::strong_count(&self.next) == 1
     }
 }
 
@@ -98,31 +170,41 @@ impl Turn {
         &self.name
     }
 
-    /// Whether who adopts the lease gets the turn all the same.
-    pub(crate) fn gives_way(&self, gives_way: bool) {
-        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some(turn), Some(queue)) = (&self.turn, queues.get_mut(&self.name))
-            && Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &queue.queue)
-        {
-            queue.gives_way = gives_way;
-        }
+    /// A user is given this, and has the turn for as long as it is kept; or, with None, does not have it any more. False
+    /// where the turn is another's by then.
+    pub(crate) fn is_held(&self, held: Option<Arc<dyn Held>>) -> bool {
+        let mut queues = self.locals.lock();
+        let Some(turn) = &self.turn else { return false };
+        let queue = queues.get_mut(&self.name);
+        let Some(queue) = queue.filter(|queue| Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &queue.turn)) else {
+            return false;
+        };
+        let before = std::mem::replace(&mut queue.held, held);
+        queue.told.notify_waiters();
+        drop(queues);
+        // It may be the last handle of something that looks in here.
+        drop(before);
+        true
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.gives_way(false);
+        self.is_held(None);
         // Before the lock: it wakes the next in line.
         drop(self.turn.take());
-        let mut queues = self.locals.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits holds the queue too; with nobody left, its entry is garbage.
-        if queues.get(&self.name).is_some_and(|queue| Arc::strong_count(&queue.queue) == 1) {
+        let mut queues = self.locals.lock();
+        // With nobody left, its entry is garbage.
+        if queues.get(&self.name).is_some_and(Queue::is_unwanted) {
             queues.remove(&self.name);
             drop(queues);
             self.locals.unwanted.notify_waiters();
         }
     }
 }
+
+/// How long a guard is waited for before its key is watched.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

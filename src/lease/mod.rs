@@ -2,35 +2,36 @@
 
 mod alarm;
 pub(crate) mod clock;
+mod doomed;
 mod fate;
 mod keepalive;
 mod local;
+mod registry;
 mod state;
+mod stream;
 pub(crate) mod suspects;
 pub(crate) mod time;
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, LostReason, Result};
-use crate::transport::Transport;
 use alarm::Alarm;
 use clock::{LeaseClock, Moment};
-use keepalive::KeepAlive;
-pub(crate) use local::{Locals, Turn};
+use doomed::Doomed;
+pub(crate) use local::{Held, Locals, Turn};
+pub(crate) use registry::Leases;
+use registry::{Carried, Command, Known};
 use state::State;
 use suspects::Suspects;
-use time::Time;
 
 /// What a session knows of its lease.
 ///
@@ -57,139 +58,6 @@ pub enum SessionState {
     },
     /// The session ended.
     Lost(LostReason),
-}
-
-/// The leases of one client.
-#[derive(Clone)]
-pub(crate) struct Leases {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    transport: Transport,
-    runtime: Handle,
-    time: Time,
-    /// How to reach the task that keeps leases alive; it runs while there are any.
-    task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
-    /// All leases being kept alive, so that whoever adopts one twice shares its clock and its local turns.
-    by_id: Mutex<HashMap<i64, Known>>,
-}
-
-/// A lease as one session after another of this client has it.
-struct Known {
-    lease: Weak<Lease>,
-    carried: Weak<Carried>,
-}
-
-/// What is carried over when a lease is adopted again.
-#[derive(Debug, Default)]
-struct Carried {
-    locals: Locals,
-    suspects: Suspects,
-    /// The work that must end before the lease is revoked, of all sessions that are or were on it.
-    urgent: TaskTracker,
-    /// Tells that the lease was adopted again, or is given back.
-    decided: Notify,
-}
-
-/// What the task is told.
-enum Command {
-    Keep(Arc<Lease>),
-    Forget(i64),
-}
-
-impl Leases {
-    pub(crate) fn new(transport: Transport, runtime: Handle, time: Time) -> Self {
-        let shared = Shared { transport, runtime, time, task: Mutex::default(), by_id: Mutex::default() };
-        Self { shared: Arc::new(shared) }
-    }
-
-    pub(crate) fn time(&self) -> &Time {
-        &self.shared.time
-    }
-
-    /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock; one that was before keeps
-    /// what is known of its keys.
-    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Stay {
-        let now = self.time().now();
-        let mut by_id = lock(&self.shared.by_id);
-        let known = by_id.get(&id);
-        let before = known.and_then(|known| known.lease.upgrade());
-        let carried = known.and_then(|known| known.carried.upgrade());
-        if let Some(before) = &before
-            && before.is_believed(now)
-            && before.enter_if_used()
-        {
-            return Stay(before.clone());
-        }
-        let lease = Arc::new(Lease::new(id, clock, carried.clone().unwrap_or_default(), self.clone()));
-        let known = Known { lease: Arc::downgrade(&lease), carried: Arc::downgrade(&lease.carried) };
-        by_id.insert(id, known);
-        // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
-        drop(by_id);
-        drop(before);
-        if let Some(carried) = carried {
-            carried.locals.give_way();
-            carried.decided.notify_waiters();
-        }
-        self.tell(Command::Keep(lease.clone()));
-        Stay(lease)
-    }
-
-    /// Whom a lease is kept alive for, if it is.
-    pub(crate) fn holder(&self, id: i64) -> Option<Arc<Lease>> {
-        let lease = lock(&self.shared.by_id).get(&id).and_then(|known| known.lease.upgrade());
-        lease.filter(|lease| lease.is_believed(self.time().now()))
-    }
-
-    fn tell(&self, command: Command) {
-        let mut task = lock(&self.shared.task);
-        let command = match &*task {
-            Some(running) => match running.send(command) {
-                Ok(()) => return,
-                // The task went with its runtime.
-                Err(mpsc::error::SendError(command)) => command,
-            },
-            None => command,
-        };
-        // Nothing is kept alive, so there is nothing to forget.
-        let Command::Keep(_) = command else { return };
-        let (sender, commands) = mpsc::unbounded_channel();
-        let _ = sender.send(command);
-        *task = Some(sender);
-        // A runtime that has ended drops the task at once, and the task then wants the lock.
-        drop(task);
-        self.shared.runtime.spawn(KeepAlive::new(self.clone(), commands).run());
-    }
-
-    /// Ends the task if nobody told it anything in the meantime.
-    fn retire(&self, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
-        let mut task = lock(&self.shared.task);
-        let idle = commands.is_empty();
-        if idle {
-            *task = None;
-        }
-        idle
-    }
-}
-
-/// Holds a lease for one who is about to open a session on it. Where no session comes of it, and nothing else is on the
-/// lease, the lease is left as it was found.
-pub(crate) struct Stay(Arc<Lease>);
-
-impl Stay {
-    pub(crate) fn lease(&self) -> &Arc<Lease> {
-        &self.0
-    }
-}
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        if self.0.leave() {
-            // Whoever drops it may hold a borrow of the state.
-            self.0.end(LostReason::Orphaned);
-        }
-    }
 }
 
 /// A lease that is kept alive, shared by the sessions on it and the task that keeps it.
@@ -315,6 +183,11 @@ impl Lease {
                 return false;
             }
         }
+    }
+
+    /// Keys that may yet be deleted, though who deleted them has given up.
+    pub(crate) fn doomed(&self) -> &Doomed {
+        &self.carried.doomed
     }
 
     pub(crate) fn state(&self) -> SessionState {

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use bytes::Bytes;
 
 use crate::error::Result;
+use crate::fence::Fence;
 use crate::lease::Turn;
 use crate::lease::suspects::{ANY, Suspect};
 use crate::session::Session;
 use crate::session::settle::Settler;
-use crate::session::straggler::delete_each;
-use crate::transport::retry::Repeat;
 
 /// Keys of a session, that go together. This does not keep the session open.
 #[derive(Debug)]
@@ -41,11 +40,10 @@ impl Leave {
         &self.keys
     }
 
-    /// Whether who adopts the lease may take the keys up while this has the turn.
-    pub(super) fn gives_way(&self, gives_way: bool) {
-        if let Some(turn) = &self.turn {
-            turn.gives_way(gives_way);
-        }
+    /// The user is given the keys: who adopts the lease may take them up, and who waits for the turn has it once they are
+    /// lost. Or, with None, that is over. False where it came to that.
+    pub(super) fn is_held(&self, fence: Option<&Fence>) -> bool {
+        self.turn.as_ref().is_none_or(|turn| turn.is_held(fence.map(Fence::held)))
     }
 
     /// This incarnation of the keys is ours.
@@ -99,16 +97,36 @@ impl Leave {
         cleanup.spawn(async move {
             let looked_at = AtomicI64::new(0);
             let work = || async {
+                let in_turn = self.turn.is_some();
                 // Another process that adopts the lease puts the same key: it is not to be taken from that.
-                if self.turn.is_some() && !self.settler.is_kept().await {
-                    return Ok(());
+                while !in_turn || self.settler.is_kept().await {
+                    if let Some(revision) = self.settler.take_back(&self.keys, in_turn).await? {
+                        looked_at.store(revision, Ordering::Relaxed);
+                        break;
+                    }
                 }
-                looked_at.store(self.settler.take_back(&self.keys).await?, Ordering::Relaxed);
                 Ok(())
             };
             self.settler.settle(WHAT, work).await;
             self.suspect(0, ANY, looked_at.load(Ordering::Relaxed));
         });
+    }
+
+    /// Ends what may yet be deleted of a key that is found: from here on it is gone, and what is found is another.
+    pub(super) async fn end_doomed(&self) -> Result<()> {
+        let doomed = self.keys.iter().filter(|_| self.turn.is_some());
+        for key in doomed {
+            if let Some(created) = self.settler.lease().doomed().incarnation(key) {
+                self.delete_at_once(&[(key.clone(), created)]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this incarnation of the keys may yet be deleted.
+    pub(super) fn is_doomed(&self, create_revision: i64) -> bool {
+        let incarnation = |key| self.settler.lease().doomed().incarnation(key);
+        self.turn.is_some() && self.keys.iter().any(|key| incarnation(key) == Some(create_revision))
     }
 
     async fn delete(&self, create_revision: i64) -> Result<Deleted> {
@@ -131,7 +149,7 @@ impl Leave {
     }
 
     async fn delete_at_once(&self, ours: &[(Bytes, i64)]) -> Result<Deleted> {
-        let answer = self.settler.transact(delete_each(ours), Repeat::Harmless).await?;
+        let answer = self.settler.delete(ours, self.turn.is_some()).await?;
         let reply = answer.value;
         let stood =
             reply.succeeded && (0..ours.len()).all(|index| reply.inner_succeeded(index) != Some(false));

@@ -56,7 +56,7 @@ impl Owned {
     pub(crate) fn handed_out(mut self) -> Self {
         self.handed_out = true;
         if let Some(leave) = self.leave.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            leave.gives_way(true);
+            leave.is_held(Some(&self.fences[0]));
         }
         self
     }
@@ -130,7 +130,9 @@ impl Owned {
     /// in them from here on.
     pub(crate) async fn release(&self) -> Result<()> {
         self.check()?;
-        let Some(leave) = self.leave() else { return Err(LostReason::Released.into()) };
+        let Some(leave) = self.leave() else {
+            return Err(self.fence().lost_reason().unwrap_or(LostReason::Released).into());
+        };
         match self.session.cleanup().finish(leave.release(self.fence().token())).await {
             Ok(Deleted::ByUs) => Ok(()),
             // Another client did: for how long were they no longer ours?
@@ -204,11 +206,12 @@ impl Owned {
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
         let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        leave.gives_way(false);
+        let was_held = leave.is_held(None);
         // What was lost before stays lost for its own reason.
         let stand = self.fences.iter().filter(|fence| fence.is_valid());
         stand.for_each(|fence| fence.fall(LostReason::Released));
-        Some(leave)
+        // Where the turn was given to another, the keys may be that one's.
+        was_held.then_some(leave)
     }
 }
 

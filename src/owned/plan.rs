@@ -120,13 +120,16 @@ impl Plan {
         Ok((planned, turn))
     }
 
-    /// What was put before, and stands since this create_revision: nothing is sent.
-    pub(crate) fn put_before(self, create_revision: i64, header: pb::ResponseHeader) -> Owned {
-        Owned::new(self.session, self.leave, create_revision, header)
+    /// What was put before, and stands since this create_revision: nothing is sent. None where it may yet be deleted.
+    pub(crate) fn put_before(self, create_revision: i64, header: pb::ResponseHeader) -> Option<Owned> {
+        let doomed = self.leave.is_doomed(create_revision);
+        (!doomed).then(|| Owned::new(self.session, self.leave, create_revision, header))
     }
 
     async fn commit(self) -> Result<Planned> {
         let Self { session, leave, value, only_if, reads, also } = self;
+        // One RPC more where a delete is in doubt. Nothing was put if that fails.
+        leave.end_doomed().await.map_err(|error| error.with_outcome(Outcome::NotApplied))?;
         let mut txn = only_if.into_iter().fold(Txn::new(), Txn::compare);
         for key in leave.keys() {
             txn = txn.compare(Compare::missing(key.clone()));

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::settle::Settler;
-use crate::error::{ErrorKind, LostReason, Result};
+use crate::error::{ErrorKind, LostReason, Outcome, Result};
 use crate::lease::Lease;
 use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
+use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Watch, second_look};
@@ -44,15 +45,19 @@ impl Settler {
 
     /// Resolves once nothing can come any more.
     async fn gone(&self) {
-        if self.lease().lost().await != LostReason::Orphaned {
-            return;
-        }
-        while self.is_kept().await {
-            let Some(holder) = self.holder() else { continue };
-            let reason = holder.lost().await;
-            if !matches!(reason, LostReason::Orphaned | LostReason::Expired) {
+        let mut reason = self.lease().lost().await;
+        loop {
+            let is_kept = match reason {
+                LostReason::Orphaned => self.is_kept().await,
+                // The server may have the lease for a moment yet, and this client adopt it.
+                LostReason::Expired => timeout(self.lease().ttl(), self.is_kept()).await.unwrap_or(false),
+                _ => false,
+            };
+            if !is_kept {
                 return;
             }
+            let Some(holder) = self.holder() else { continue };
+            reason = holder.lost().await;
         }
     }
 
@@ -68,7 +73,8 @@ impl Settler {
             if self.holder().is_some() {
                 return true;
             }
-            if !matches!(self.lease().lost_reason(), None | Some(LostReason::Orphaned)) {
+            if !matches!(self.lease().lost_reason(), None | Some(LostReason::Orphaned | LostReason::Expired))
+            {
                 return false;
             }
             sleep(PAUSE).await;
@@ -157,8 +163,9 @@ impl Settler {
     /// Deletes keys that have no owner, each of its incarnation.
     async fn remove(&self, group: &Group, strays: Vec<(Suspect, i64)>) {
         for (suspect, created) in strays {
-            if suspect.turn.is_some() && self.holder().is_none() {
-                // It came while another process may have the lease, and may be that one's.
+            // It came while another process may have the lease, and may be that one's.
+            let may_be_anothers = || suspect.turn.is_some() && self.holder().is_none();
+            if may_be_anothers() {
                 group.owned(&suspect, created);
                 continue;
             }
@@ -168,23 +175,39 @@ impl Settler {
                 Some(name) => Some(self.lease().locals().unwanted_turn(name).await),
                 None => None,
             };
+            if may_be_anothers() {
+                group.owned(&suspect, created);
+            }
             if !group.is_stray(&suspect, created) {
                 continue;
             }
             tracing::debug!(key = ?suspect.key, "a put that had been given up was applied: its key is deleted");
-            let delete = || async {
-                let txn = delete_each(&[(suspect.key.clone(), created)]);
-                self.transact(txn, Repeat::Harmless).await.map(drop)
-            };
+            let late = [(suspect.key.clone(), created)];
+            let delete = || async { self.delete(&late, suspect.turn.is_some()).await.map(drop) };
             if self.settle("a key that came late", delete).await {
                 group.removed(&suspect, created);
             }
         }
     }
 
+    /// Deletes each key that still is of its create_revision. Where they are put in turn, who has the turn next does not
+    /// take one up before that is answered, whatever becomes of this.
+    pub(crate) async fn delete(&self, keys: &[(Bytes, i64)], in_turn: bool) -> Result<Answer<TxnReply>> {
+        let deleting = in_turn.then(|| self.lease().doomed().deleting(keys));
+        let answer = self.transact(delete_each(keys), Repeat::Harmless).await;
+        match (deleting, &answer) {
+            (Some(deleting), Ok(_)) => deleting.are_gone(),
+            (Some(deleting), Err(error)) if error.outcome() == Outcome::NotApplied => deleting.are_refused(),
+            _ => {}
+        }
+        answer
+    }
+
     /// Deletes those keys that are there with the lease: each as it was found, since a delete may arrive when it has been
     /// given up, and meet the key of the one whose turn it is by then. Gives the revision at which they were looked for.
-    pub(crate) async fn take_back(&self, keys: &[Bytes]) -> Result<i64> {
+    ///
+    /// None where they are put in turn, and the lease was let go meanwhile: what was read may be its adopter's.
+    pub(crate) async fn take_back(&self, keys: &[Bytes], in_turn: bool) -> Result<Option<i64>> {
         let read = keys.iter().fold(Txn::new(), |txn, key| txn.success(Op::get(key.clone())));
         let reply = self.read_all(read).await?;
         let mut there = Vec::new();
@@ -192,11 +215,13 @@ impl Settler {
             there.extend(reply.found(index)?.iter().filter(|kv| kv.lease == self.lease().id()));
         }
         if !there.is_empty() {
+            if in_turn && self.holder().is_none() {
+                return Ok(None);
+            }
             let created = |kv: &&KeyValue| (kv.key.clone(), kv.create_revision);
-            let txn = delete_each(&there.iter().map(created).collect::<Vec<_>>());
-            self.transact(txn, Repeat::Harmless).await?;
+            self.delete(&there.iter().map(created).collect::<Vec<_>>(), in_turn).await?;
         }
-        Ok(reply.header.revision)
+        Ok(Some(reply.header.revision))
     }
 }
 

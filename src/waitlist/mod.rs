@@ -84,8 +84,8 @@ impl Waitlist {
         Ok(match before {
             Some((Standing::First, header)) => {
                 let place = self.plan(turn, Bytes::new()).put_before(create_revision, header);
-                self.line().keep_clear(&place);
-                Some(place)
+                place.iter().for_each(|place| self.line().keep_clear(place));
+                place
             }
             Some((Standing::Behind(_), _)) | None => None,
         })

@@ -38,5 +38,6 @@ mod sessions;
 mod stm;
 mod stragglers;
 mod support;
+mod turns;
 mod under_way;
 mod vouched;

@@ -1,0 +1,152 @@
+//! The leases of a client: which are kept alive, and how the task that does it is reached.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::task::TaskTracker;
+
+use super::clock::LeaseClock;
+use super::doomed::Doomed;
+use super::keepalive::KeepAlive;
+use super::local::Locals;
+use super::suspects::Suspects;
+use super::time::Time;
+use super::{Lease, lock};
+use crate::error::LostReason;
+use crate::transport::Transport;
+
+/// The leases of one client.
+#[derive(Clone)]
+pub(crate) struct Leases {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) transport: Transport,
+    pub(super) runtime: Handle,
+    time: Time,
+    /// How to reach the task that keeps leases alive; it runs while there are any.
+    task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    /// All leases being kept alive, so that whoever adopts one twice shares its clock and its local turns.
+    pub(super) by_id: Mutex<HashMap<i64, Known>>,
+}
+
+/// A lease as one session after another of this client has it.
+pub(super) struct Known {
+    pub(super) lease: Weak<Lease>,
+    pub(super) carried: Weak<Carried>,
+}
+
+/// What is carried over when a lease is adopted again.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    pub(super) locals: Locals,
+    pub(super) suspects: Suspects,
+    pub(super) doomed: Doomed,
+    /// The work that must end before the lease is revoked, of all sessions that are or were on it.
+    pub(super) urgent: TaskTracker,
+    /// Tells that the lease was adopted again, or is given back.
+    pub(super) decided: Notify,
+}
+
+/// What the task is told.
+pub(super) enum Command {
+    Keep(Arc<Lease>),
+    Forget(i64),
+}
+
+impl Leases {
+    pub(crate) fn new(transport: Transport, runtime: Handle, time: Time) -> Self {
+        let shared = Shared { transport, runtime, time, task: Mutex::default(), by_id: Mutex::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn time(&self) -> &Time {
+        &self.shared.time
+    }
+
+    /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock; one that was before keeps
+    /// what is known of its keys.
+    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Stay {
+        let now = self.time().now();
+        let mut by_id = lock(&self.shared.by_id);
+        let known = by_id.get(&id);
+        let before = known.and_then(|known| known.lease.upgrade());
+        let carried = known.and_then(|known| known.carried.upgrade());
+        if let Some(before) = &before
+            && before.is_believed(now)
+            && before.enter_if_used()
+        {
+            return Stay(before.clone());
+        }
+        let lease = Arc::new(Lease::new(id, clock, carried.clone().unwrap_or_default(), self.clone()));
+        let known = Known { lease: Arc::downgrade(&lease), carried: Arc::downgrade(&lease.carried) };
+        by_id.insert(id, known);
+        // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
+        drop(by_id);
+        drop(before);
+        if let Some(carried) = carried {
+            carried.locals.give_way();
+            carried.decided.notify_waiters();
+        }
+        self.tell(Command::Keep(lease.clone()));
+        Stay(lease)
+    }
+
+    /// Whom a lease is kept alive for, if it is.
+    pub(crate) fn holder(&self, id: i64) -> Option<Arc<Lease>> {
+        let lease = lock(&self.shared.by_id).get(&id).and_then(|known| known.lease.upgrade());
+        lease.filter(|lease| lease.is_believed(self.time().now()))
+    }
+
+    pub(super) fn tell(&self, command: Command) {
+        let mut task = lock(&self.shared.task);
+        let command = match &*task {
+            Some(running) => match running.send(command) {
+                Ok(()) => return,
+                // The task went with its runtime.
+                Err(mpsc::error::SendError(command)) => command,
+            },
+            None => command,
+        };
+        // Nothing is kept alive, so there is nothing to forget.
+        let Command::Keep(_) = command else { return };
+        let (sender, commands) = mpsc::unbounded_channel();
+        let _ = sender.send(command);
+        *task = Some(sender);
+        // A runtime that has ended drops the task at once, and the task then wants the lock.
+        drop(task);
+        self.shared.runtime.spawn(KeepAlive::new(self.clone(), commands).run());
+    }
+
+    /// Ends the task if nobody told it anything in the meantime.
+    pub(super) fn retire(&self, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
+        let mut task = lock(&self.shared.task);
+        let idle = commands.is_empty();
+        if idle {
+            *task = None;
+        }
+        idle
+    }
+}
+
+/// Holds a lease for one who is about to open a session on it. Where no session comes of it, and nothing else is on the
+/// lease, the lease is left as it was found.
+pub(crate) struct Stay(Arc<Lease>);
+
+impl Stay {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
+        &self.0
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if self.0.leave() {
+            // Whoever drops it may hold a borrow of the state.
+            self.0.end(LostReason::Orphaned);
+        }
+    }
+}
