@@ -218,7 +218,7 @@ impl Transport {
         self.namespace.watched(response)
     }
 
-    /// Opens a keep-alive stream. How long that may take is for those to say whose leases are at stake.
+    /// Opens a keep-alive stream.
     pub(crate) async fn open_keep_alive(
         &self,
         requests: impl Stream<Item = pb::LeaseKeepAliveRequest> + Send + 'static,
@@ -226,8 +226,8 @@ impl Transport {
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
-        self.open("Lease/LeaseKeepAlive", ENDLESS, async move { client.lease_keep_alive(request).await })
-            .await
+        let limit = self.limits.request_timeout / 2;
+        self.open("Lease/LeaseKeepAlive", limit, async move { client.lease_keep_alive(request).await }).await
     }
 
     /// Refuses an answer on a stream that is another cluster's, whose endpoint is avoided from here on.
@@ -351,9 +351,6 @@ impl Transport {
     unary!(raw_lease_revoke, pb::lease_client::LeaseClient<_>, lease_revoke, "Lease/LeaseRevoke", pb::LeaseRevokeRequest => pb::LeaseRevokeResponse);
     unary!(raw_lease_time_to_live, pb::lease_client::LeaseClient<_>, lease_time_to_live, "Lease/LeaseTimeToLive", pb::LeaseTimeToLiveRequest => pb::LeaseTimeToLiveResponse);
 }
-
-/// Longer than any lease is waited for.
-const ENDLESS: Duration = Duration::from_secs(86_400);
 
 /// Whether a transaction's answer sees all that was committed before.
 fn sees(txn: &pb::TxnRequest) -> Sees {

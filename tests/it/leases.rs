@@ -335,14 +335,3 @@ async fn a_lease_stands_by_its_leaders_word_alone() {
     // The item stood when the claim was gone: that tells more than the lease does.
     assert_eq!(error.outcome(), Outcome::NotApplied, "{error}");
 }
-
-/// An overloaded server took seven seconds for its first answer, by which it opens the stream of keep-alives. The client
-/// gave each stream up after five, and its session ended, whose TTL was a minute.
-#[tokio::test(start_paused = true)]
-async fn a_server_that_is_slow_to_open_the_stream_of_keep_alives_ends_no_session() {
-    let fake = FakeEtcd::start();
-    fake.fault(On::open(Rpc::LeaseKeepAlive), Do::delay(S(7)));
-    let session = Session::builder(&fake.client()).ttl(S(60)).open().await.unwrap();
-    sleep(S(180)).await;
-    assert!(session.is_valid());
-}

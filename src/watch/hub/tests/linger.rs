@@ -128,7 +128,8 @@ async fn what_has_worked_is_waited_for_also_by_later_watchers() {
     let mut watcher = hub.watch(Watch::key("b"));
     let started = Instant::now();
     while started.elapsed() < 3 * REQUEST_TIMEOUT {
-        server.refuse(tonic::Status::unimplemented("unknown service")).await;
+        let refused = server.refuse(tonic::Status::unimplemented("unknown service"));
+        timeout(REQUEST_TIMEOUT, refused).await.expect("it is tried again");
     }
     server.accept().await.created(7).await;
     assert_eq!(watcher.created().await.expect("created"), 7);
