@@ -2,6 +2,7 @@
 
 mod builder;
 mod connect;
+mod departures;
 mod endpoints;
 #[cfg(feature = "tls")]
 mod tls;
@@ -23,6 +24,7 @@ use crate::transport::{RawService, Transport, raw};
 use crate::txn::{Txn, TxnReply};
 use crate::watch::{Hub, Watch, Watcher};
 pub use builder::ClientBuilder;
+pub(crate) use departures::{Departure, Departures};
 pub use endpoints::IntoEndpoints;
 #[cfg(feature = "tls")]
 pub use tls::TlsOptions;
@@ -55,6 +57,7 @@ struct Inner {
     runtime: Handle,
     /// Who joins a line.
     joins: Arc<Semaphore>,
+    departures: Departures,
     /// For people to read.
     endpoints: Vec<String>,
 }
@@ -184,6 +187,11 @@ impl Client {
         &self.0.runtime
     }
 
+    /// What is being given up.
+    pub(crate) fn departures(&self) -> &Departures {
+        &self.0.departures
+    }
+
     /// Waits until a line may be joined. Whoever waits for a lock can wait for that, too. The turn goes with the request, and
     /// is over once that is answered, whatever became of the one who asked.
     pub(crate) async fn join_turn(&self) -> OwnedSemaphorePermit {
@@ -194,8 +202,8 @@ impl Client {
     fn new(transport: Transport, endpoints: Vec<String>, runtime: Handle, time: Time) -> Self {
         let watches = Hub::new(transport.clone(), runtime.clone());
         let leases = Leases::new(transport.clone(), runtime.clone(), time);
-        let joins = Arc::new(Semaphore::new(JOINS_AT_ONCE));
-        Self(Arc::new(Inner { transport, watches, leases, runtime, joins, endpoints }))
+        let (joins, departures) = (Arc::new(Semaphore::new(JOINS_AT_ONCE)), Departures::default());
+        Self(Arc::new(Inner { transport, watches, leases, runtime, joins, departures, endpoints }))
     }
 }
 

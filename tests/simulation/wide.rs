@@ -28,8 +28,6 @@ pub(crate) enum Wide {
     Barrier,
     /// Dead letters.
     Letters,
-    /// All are there when a double barrier opens, at that very revision.
-    Together,
 }
 
 /// Whether schedules may have it in them.

@@ -1,38 +1,173 @@
-//! Entering: being there, and waiting for the others.
+//! Entering: coming, moving in, and waiting for the others.
 
 use bytes::Bytes;
+use tokio::time::{sleep, timeout};
 
+use super::seat::{Place, Seat};
+use super::wait::Wait;
 use super::{DoubleBarrier, is_asked};
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::owned::{Owned, Plan, Planned};
+use crate::owned::Plan;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::transport::retry::{Backoff, Repeat};
-use crate::txn::{Compare, Op, Txn, by_age, unexpected};
+use crate::txn::{Compare, Op, Txn, TxnReply, by_age, unexpected};
 use crate::view::View;
 
+/// A caller that has moved in.
+pub(super) struct Came {
+    place: Place,
+    how: How,
+}
+
+enum How {
+    /// The round began, at this revision.
+    Inside(i64),
+    /// Last: with these the round is complete.
+    Last(Vec<KeyValue>, Wait),
+    /// Others are missing.
+    Waits(Wait),
+}
+
+/// How a caller moves in.
+enum Way<'a> {
+    /// Into a round that has not begun.
+    Beside,
+    /// As the last one who was missing, with these.
+    With(&'a [KeyValue]),
+    /// After a round that is over, whose ready key goes.
+    After(&'a KeyValue),
+}
+
+/// Who is there, as far as it was read, and the ready key.
+struct Seen {
+    there: pb::RangeResponse,
+    ready: Option<KeyValue>,
+}
+
 impl DoubleBarrier {
-    /// To be there, in a round that none has ended yet. Where we are the last of it, tells who is there.
-    pub(super) async fn come(&self) -> Result<(Owned, Option<Vec<KeyValue>>)> {
-        let mut planned = self.plan().only_if(Compare::missing(self.ready.clone())).put().await?;
+    /// To be there, in a round that none has ended yet.
+    pub(super) async fn come(&self) -> Result<Came> {
+        self.departed().await?;
+        let (seat, mut seen) = self.announce().await?;
+        let mut backoff = Backoff::default();
         loop {
-            let ready = planned.read(1)?.kvs.first().cloned();
-            match (planned.owned.take(), ready) {
-                (Some(owned), _) => return self.in_place(owned, &planned).await,
-                (None, Some(ready)) => planned = self.after(&ready, &planned).await?,
-                (None, None) => return Err(unexpected("a key was not put though nothing was in the way")),
+            let there = self.told(&seen.there);
+            let moved = match &seen.ready {
+                Some(ready) => {
+                    self.after(ready, &seen.there).await?;
+                    self.move_in(&seat, Way::After(ready)).await?
+                }
+                None => match there {
+                    Some(there) if there.len() >= self.count as usize => return Err(self.too_many()),
+                    Some(there) if self.compares() && there.len() + 1 == self.count as usize => {
+                        self.move_in(&seat, Way::With(&there)).await?
+                    }
+                    _ => self.move_in(&seat, Way::Beside).await?,
+                },
+            };
+            match moved {
+                Ok((token, how)) => return self.in_place(seat.moved_in(token), how).await,
+                Err(now) => seen = now,
             }
+            sleep(backoff.next()).await;
         }
     }
 
-    /// To be there; and to read who is there, the oldest first, and whether they are inside.
-    fn plan(&self) -> Plan {
-        let ready = Op::get(self.ready.clone());
-        Plan::drawn(&self.session, &self.waiters, Bytes::new()).read(self.oldest(self.shown())).read(ready)
+    /// Waits until no earlier call of this client may be counted that was given up.
+    async fn departed(&self) -> Result<()> {
+        let ended = self.session.client().departures().ended(&self.waiters);
+        let in_time = async { Ok(timeout(self.session.patience(), ended).await) };
+        self.session.unless_lost(in_time).await?.map_err(|_| {
+            let error = Error::new(ErrorKind::Timeout, Outcome::NotApplied);
+            error.because("an earlier call of this client was given up, and its key may still be there")
+        })
+    }
+
+    /// Says that we come; and reads who is there, and whether they are inside.
+    async fn announce(&self) -> Result<(Seat, Seen)> {
+        let plan = Plan::drawn(&self.session, &self.coming, Bytes::new());
+        let planned = plan.read(self.oldest(self.shown())).read(Op::get(self.ready.clone())).put().await?;
+        let seen = Seen { there: planned.read(0)?.clone(), ready: planned.read(1)?.kvs.first().cloned() };
+        let announced = planned.owned.ok_or_else(|| unexpected("a key was neither put nor found"))?;
+        let seat = Seat::new(&self.session, [&self.coming, &self.waiters], announced.fence());
+        // From here on the seat takes it back.
+        announced.released();
+        Ok((seat, seen))
+    }
+
+    /// Moves in: the revision of that, and what comes of it; or what is in the way.
+    async fn move_in(&self, seat: &Seat, way: Way<'_>) -> Result<Result<(i64, How), Seen>> {
+        // Before the key is put, so that nothing is missed between the two.
+        let wait = match way {
+            Way::With(_) => None,
+            Way::Beside | Way::After(_) => Some(self.session.unless_lost(self.watch_for(seat.key())).await?),
+        };
+        let ready = match way {
+            Way::Beside | Way::With(_) => Compare::missing(self.ready.clone()),
+            Way::After(ready) => Compare::mod_revision(self.ready.clone()).is(ready.mod_revision),
+        };
+        let mut txn = Txn::new().compare(seat.is_announced()).compare(ready);
+        txn = seat.move_in().into_iter().fold(txn, Txn::success).success(self.oldest(self.shown()));
+        match way {
+            Way::Beside => {}
+            Way::With(others) => {
+                txn = others.iter().map(stands).fold(txn, Txn::compare);
+                txn = txn.success(Op::put(self.ready.clone(), names(others)));
+            }
+            Way::After(_) => txn = txn.success(Op::delete(self.ready.clone())),
+        }
+        let txn = txn
+            .failure(self.oldest(self.shown()))
+            .failure(Op::get(self.ready.clone()))
+            .failure(Op::get(seat.key().clone()))
+            .failure(seat.look());
+        let reply = self.session.unless_lost(self.session.transact(txn, Repeat::Harmless)).await?.value;
+        let revision = reply.header.revision;
+        if reply.succeeded {
+            let Some(wait) = wait else { return Ok(Ok((revision, How::Inside(revision)))) };
+            let wait = Wait { seen: revision, ..wait };
+            let there = self.session.unless_lost(self.those_told(reply.range(2)?, revision)).await?;
+            return Ok(Ok((revision, self.counted(there, wait))));
+        }
+        if let Some(own) = reply.first(2) {
+            return self.found(own, &reply, wait).await.map(Ok);
+        }
+        if !reply.first(3).is_some_and(|kv| seat.announces(kv)) {
+            return Err(seat.why().await.into());
+        }
+        Ok(Err(Seen { there: reply.range(0)?.clone(), ready: reply.first(1).cloned() }))
+    }
+
+    /// An earlier attempt has moved us in, and others came after it.
+    async fn found(&self, own: &KeyValue, reply: &TxnReply, wait: Option<Wait>) -> Result<(i64, How)> {
+        let token = own.create_revision;
+        if let Some(ready) = reply.first(1).filter(|ready| ready.mod_revision >= token) {
+            return Ok((token, How::Inside(ready.create_revision)));
+        }
+        let wait = match wait {
+            Some(wait) => wait,
+            None => self.session.unless_lost(self.watch_for(&own.key)).await?,
+        };
+        // What the watch has not seen of the time before it is read when the wait begins.
+        let there = self.session.unless_lost(self.everyone(token)).await?;
+        Ok((token, self.counted(there, Wait { seen: 0, ..wait })))
+    }
+
+    fn counted(&self, there: Vec<KeyValue>, wait: Wait) -> How {
+        if there.len() >= self.count as usize { How::Last(there, wait) } else { How::Waits(wait) }
+    }
+
+    /// Where more than enough were there before, we are too many.
+    async fn in_place(&self, place: Place, how: How) -> Result<Came> {
+        match &how {
+            How::Last(there, _) if there.len() > self.count as usize => Err(self.too_many()),
+            _ => Ok(Came { place, how }),
+        }
     }
 
     /// All others are compared when the barrier is opened; or none, where that would be too many.
-    fn compares(&self) -> bool {
+    pub(super) fn compares(&self) -> bool {
         self.count <= MOST_COMPARED
     }
 
@@ -48,23 +183,6 @@ impl DoubleBarrier {
         is_told.then_some(shown)
     }
 
-    /// There: where we are the last of the round, tells who is there.
-    async fn in_place(&self, owned: Owned, planned: &Planned) -> Result<(Owned, Option<Vec<KeyValue>>)> {
-        let there = match self.told(planned.read(0)?).filter(|_| planned.found.is_none()) {
-            Some(there) => there,
-            // An earlier attempt put it, and others came after it; or there are keys of other shapes.
-            None => self.session.unless_lost(self.everyone(owned.fence().token())).await?,
-        };
-        if there.len() > self.count as usize {
-            // Whether or not that succeeds now, it goes on.
-            if let Err(error) = owned.release().await {
-                tracing::debug!(%error, "leaving a full barrier goes on in the background");
-            }
-            return Err(self.too_many());
-        }
-        Ok((owned, (there.len() == self.count as usize).then_some(there)))
-    }
-
     /// Who takes part, the oldest first, of those who came up to a revision; 0 for all.
     async fn everyone(&self, max_create_revision: i64) -> Result<Vec<KeyValue>> {
         let all = by_age(&self.waiters, 0);
@@ -73,15 +191,22 @@ impl DoubleBarrier {
         Ok(self.participants(&range))
     }
 
-    /// What is ready is another round: waits for its end where somebody is inside, and takes its place.
-    async fn after(&self, ready: &KeyValue, seen: &Planned) -> Result<Planned> {
-        let seen = seen.read(0)?;
+    /// Who takes part by the oldest keys; where they do not tell, all are read.
+    async fn those_told(&self, range: &pb::RangeResponse, max_create_revision: i64) -> Result<Vec<KeyValue>> {
+        match self.told(range) {
+            Some(there) => Ok(there),
+            None => self.everyone(max_create_revision).await,
+        }
+    }
+
+    /// What is ready is another round: waits for its end where a participant is inside.
+    async fn after(&self, ready: &KeyValue, seen: &pb::RangeResponse) -> Result<()> {
         let there = match self.told(seen).filter(|there| !there.is_empty() || !seen.more) {
             Some(there) => there,
             None => self.session.unless_lost(self.everyone(0)).await?,
         };
-        // Whoever came after it was made ready is not inside: they, too, wait for all to be there.
-        let inside = there.first().is_some_and(|oldest| oldest.create_revision < ready.mod_revision);
+        // Those who came after it was made ready are not inside: they, too, wait for all to be there.
+        let inside = there.first().is_some_and(|oldest| oldest.create_revision <= ready.mod_revision);
         if inside && there.len() >= self.count as usize {
             return Err(self.too_many());
         }
@@ -92,16 +217,7 @@ impl DoubleBarrier {
         }
         // Those who were inside are gone, and none of them comes back: all keys that are put from now on are younger. All of
         // them were lost, it may be, and left the ready key.
-        let over = self
-            .plan()
-            .only_if(Compare::mod_revision(self.ready.clone()).is(ready.mod_revision))
-            .also(Op::delete(self.ready.clone()))
-            .put()
-            .await?;
-        match over.owned.is_none() && over.read(1)?.kvs.is_empty() {
-            true => self.plan().only_if(Compare::missing(self.ready.clone())).put().await,
-            false => Ok(over),
-        }
+        Ok(())
     }
 
     /// Whether the round of which the ready key was made at this revision is over.
@@ -113,25 +229,29 @@ impl DoubleBarrier {
     }
 
     /// Waits until all are in; the last, who knows who is there, lets them. Gives the revision that the round began at.
-    pub(super) async fn let_in(&self, owned: &Owned, last: Option<Vec<KeyValue>>) -> Result<i64> {
-        if let Some(there) = last
-            && let Some(round) = self.open(owned, there).await?
-        {
-            return Ok(round);
-        }
-        self.opened(owned).await
+    pub(super) async fn let_in(&self, came: Came) -> Result<(Place, i64)> {
+        let Came { place, how } = came;
+        let round = match how {
+            How::Inside(round) => round,
+            How::Waits(wait) => self.opened(&place, wait).await?,
+            How::Last(there, wait) => match self.open(&place, there).await? {
+                Some(round) => round,
+                None => self.opened(&place, wait).await?,
+            },
+        };
+        Ok((place, round))
     }
 
     /// Lets all in, if those who were counted are still there. Gives the revision that the round began at; None where they
     /// are no longer enough.
-    async fn open(&self, owned: &Owned, mut there: Vec<KeyValue>) -> Result<Option<i64>> {
-        let own = owned.fence().key();
+    async fn open(&self, place: &Place, mut there: Vec<KeyValue>) -> Result<Option<i64>> {
+        let own = place.fence().key();
+        let mut backoff = Backoff::default();
         loop {
             let others = there.iter().filter(|kv| kv.key != *own && self.compares());
-            let stands = |kv: &KeyValue| Compare::create_revision(kv.key.clone()).is(kv.create_revision);
             let txn = others
                 .map(stands)
-                .fold(Txn::new().compare(owned.fence().is_owner()), Txn::compare)
+                .fold(Txn::new().compare(place.fence().is_owner()), Txn::compare)
                 .compare(Compare::missing(self.ready.clone()))
                 .success(Op::put(
                     self.ready.clone(),
@@ -145,9 +265,9 @@ impl DoubleBarrier {
                 return Ok(Some(reply.header.revision));
             }
             let stands =
-                reply.found(1)?.first().is_some_and(|kv| kv.create_revision == owned.fence().token());
+                reply.found(1)?.first().is_some_and(|kv| kv.create_revision == place.fence().token());
             match reply.found(0)?.first() {
-                _ if !stands => return Err(owned.fence().why().await.into()),
+                _ if !stands => return Err(place.fence().why().await.into()),
                 Some(ready) => return Ok(Some(ready.create_revision)),
                 None => {}
             }
@@ -164,35 +284,7 @@ impl DoubleBarrier {
                 return Ok(None);
             }
             there = now;
-        }
-    }
-
-    /// Waits until all are let in. Gives the revision that the round began at.
-    async fn opened(&self, owned: &Owned) -> Result<i64> {
-        let (own, token) = (owned.fence().key(), owned.fence().token());
-        let mut view = View::keys(self.session.client(), [&self.ready, own]);
-        let shown = view.until(&self.session, |view| {
-            let ready = view.get(&self.ready).filter(|ready| ready.mod_revision > token);
-            match view.get(own) {
-                None => Some(None),
-                Some(_) => ready.map(|ready| Some(ready.clone())),
-            }
-        });
-        let Some(ready) = shown.await? else { return Err(owned.fence().why().await.into()) };
-        // The two keys are told of by two watches, of which neither says how far the other is. That we were there when all
-        // were let in is told by the ready key itself, or by our key, which is never put again.
-        if !self.compares() || is_named(&ready.value, token) {
-            return Ok(ready.create_revision);
-        }
-        let read = || Op::get(own.clone());
-        let mut backoff = Backoff::default();
-        loop {
-            let txn = Txn::new().compare(owned.fence().is_owner()).success(read()).failure(read());
-            match self.session.read(txn).await {
-                Ok(reply) if reply.succeeded => return Ok(ready.create_revision),
-                Ok(_) => return Err(owned.fence().why().await.into()),
-                Err(error) => self.session.outlast(error, &mut backoff).await?,
-            }
+            sleep(backoff.next()).await;
         }
     }
 
@@ -201,14 +293,15 @@ impl DoubleBarrier {
     }
 }
 
-/// What a ready key says of those who are let in: the create_revisions of their keys. Go's says nothing.
+fn stands(kv: &KeyValue) -> Compare {
+    Compare::create_revision(kv.key.clone()).is(kv.create_revision)
+}
+
+/// What a ready key says of those who are let in: the create_revisions of their keys; but for one that moved
+/// in as it was put. Go's says nothing.
 fn names(there: &[KeyValue]) -> Bytes {
     let names: Vec<_> = there.iter().map(|kv| kv.create_revision.to_string()).collect();
     names.join(" ").into()
-}
-
-fn is_named(ready: &[u8], token: i64) -> bool {
-    ready.split(|&byte| byte == b' ').any(|name| name == token.to_string().as_bytes())
 }
 
 /// How many keys a transaction compares, beside the ready key.

@@ -5,9 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use super::seat::Place;
 use super::{DoubleBarrier, is_asked};
 use crate::error::Result;
-use crate::owned::{Owned, gone_unseen};
+use crate::owned::gone_unseen;
 use crate::pb::mvccpb::KeyValue;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
@@ -15,8 +16,8 @@ use crate::txn::{Compare, Op, Txn};
 use crate::view::View;
 
 impl DoubleBarrier {
-    pub(super) async fn leave(&self, round: i64, owned: &Owned) -> Result<()> {
-        let (own, token) = (owned.fence().key(), owned.fence().token());
+    pub(super) async fn leave(&self, round: i64, place: &Place) -> Result<()> {
+        let (own, token) = (place.fence().key(), place.fence().token());
         let not_older = Compare::create_revision(self.waiters.clone()).greater_than(token - 1);
         let txn = Txn::new()
             .compare(not_older.with_prefix())
@@ -30,15 +31,15 @@ impl DoubleBarrier {
         if stands {
             // No participant was there before us: we leave last.
             if there.count > 1 {
-                self.alone(owned).await?;
+                self.alone(place).await?;
             }
-            return self.close(round, owned).await;
+            return self.close(round, place).await;
         }
         let was_gone = reply.succeeded || reply.deleted(0) == Some(0);
         if was_gone && !ambiguous {
-            return Err(owned.fence().why().await.into());
+            return Err(place.fence().why().await.into());
         }
-        owned.released();
+        place.released();
         match there.kvs.first() {
             Some(oldest) if is_asked(&self.waiters, &oldest.key) => {
                 self.left(round, oldest.key.clone()).await?;
@@ -57,8 +58,8 @@ impl DoubleBarrier {
     }
 
     /// Waits until no other participant is there.
-    async fn alone(&self, owned: &Owned) -> Result<()> {
-        let own = owned.fence().key();
+    async fn alone(&self, place: &Place) -> Result<()> {
+        let own = place.fence().key();
         let mut view = View::new(self.session.client(), &self.waiters).only(is_asked);
         let shown = view.until(&self.session, |view| match view.get(own) {
             None => Some(false),
@@ -66,23 +67,23 @@ impl DoubleBarrier {
         });
         match shown.await? {
             true => Ok(()),
-            false => Err(owned.fence().why().await.into()),
+            false => Err(place.fence().why().await.into()),
         }
     }
 
     /// The last one leaves: the round is over.
-    async fn close(&self, round: i64, owned: &Owned) -> Result<()> {
+    async fn close(&self, round: i64, place: &Place) -> Result<()> {
         let txn = Txn::new()
             .compare(Compare::create_revision(self.ready.clone()).is(round))
-            .success(Op::delete(owned.fence().key().clone()))
+            .success(Op::delete(place.fence().key().clone()))
             .success(Op::delete(self.ready.clone()))
-            .failure(Op::delete(owned.fence().key().clone()));
+            .failure(Op::delete(place.fence().key().clone()));
         let Answer { value: reply, ambiguous, .. } = self.session.transact(txn, Repeat::Harmless).await?;
         match reply.deleted(0) == Some(0) {
             // An attempt of ours takes the ready key along: where that is there, it was another client.
-            true if reply.succeeded || !ambiguous => Err(owned.fence().why().await.into()),
+            true if reply.succeeded || !ambiguous => Err(place.fence().why().await.into()),
             gone => {
-                owned.released();
+                place.released();
                 if gone { Err(gone_unseen()) } else { Ok(()) }
             }
         }
@@ -115,7 +116,7 @@ impl DoubleBarrier {
             };
             let oldest = reply.range(0)?;
             match self.participants(oldest).first() {
-                Some(kv) if kv.create_revision < ready.mod_revision => {
+                Some(kv) if kv.create_revision <= ready.mod_revision => {
                     return Ok(Rest::Longest(kv.key.clone()));
                 }
                 None if oldest.more && limit > 0 => limit = 0,

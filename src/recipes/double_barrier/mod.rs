@@ -2,6 +2,8 @@
 
 mod enter;
 mod leave;
+mod seat;
+mod wait;
 
 use bytes::Bytes;
 
@@ -9,20 +11,27 @@ use super::{below, is_asked, not_zero};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::owned::{Owned, holder};
+use crate::owned::holder;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::txn::{Op, by_age};
 use crate::waitlist::passed_over;
+use seat::Place;
 
 /// A barrier for rounds of `count` participants: each waits on entering until all are there, and on leaving until all
 /// have left. Go's recipe `DoubleBarrier`.
 ///
 /// The layout is Go's: a key for each participant under `{name}/waiters/`, put with its session's lease, and
 /// `{name}/ready` once all are there, which says who they are; so Go's participants and ours make up one round. Ours are
-/// `{name}/waiters/{lease in hex}-{16 random hex digits}`: any number of tasks of one session may take part. The
+/// `{name}/waiters/{lease in hex}-{16 random hex digits}`, and before that, for a moment, a key of that name under
+/// `{name}/coming/`, which counts for nothing: any number of tasks of one session may take part. The
 /// participants must agree on the count, which is not stored. Keys of other shapes are passed over here; Go's count them.
+///
+/// **Who is counted.** As many callers as make up a round, each once: a request that is applied late counts for no one, and of
+/// two calls that are made one after the other through one client the second is counted after the first has been taken back,
+/// also where that had another session. A caller that gives up counts until the server has heard of it, and one whose process
+/// died until its lease ends: what it does meanwhile with another client is another caller's.
 ///
 /// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. The barrier is
 /// opened by a transaction that compares the keys of all who are let in; of more than 120, for which the server has no
@@ -52,6 +61,8 @@ use crate::waitlist::passed_over;
 #[derive(Debug, Clone)]
 pub struct DoubleBarrier {
     session: Session,
+    /// The prefix of those who are on their way in, who do not count yet.
+    coming: Bytes,
     waiters: Bytes,
     ready: Bytes,
     count: u32,
@@ -64,8 +75,8 @@ impl DoubleBarrier {
     /// [`ErrorKind::InvalidInput`] for an empty name, or a count of zero.
     pub fn new(session: &Session, name: impl AsRef<[u8]>, count: u32) -> Result<Self> {
         not_zero("count", count)?;
-        let [waiters, ready] = below(name.as_ref(), ["waiters/", "ready"])?;
-        Ok(Self { session: session.clone(), waiters, ready, count })
+        let [coming, waiters, ready] = below(name.as_ref(), ["coming/", "waiters/", "ready"])?;
+        Ok(Self { session: session.clone(), coming, waiters, ready, count })
     }
 
     /// The session that the participants are there with.
@@ -80,9 +91,10 @@ impl DoubleBarrier {
 
     /// Waits until all are there.
     ///
-    /// Two RPCs, beside a watch: one to be there, and one that lets all in, by the last, or that reads after the watch
-    /// has begun, by the others. When the last one comes it costs the others nothing, or one RPC each where that is one of
-    /// Go's. One more for the last of more than 120, and where keys of other shapes are in between.
+    /// Two RPCs, beside a watch: one to say that one comes, and one to be there, by which the last lets all in. One more for
+    /// the last where others came at the same moment, or after a round that is over. When the last one comes it costs the
+    /// others nothing, or one RPC each where that is one of Go's. Two more for the last of more than 120, and one where keys
+    /// of other shapes are in between.
     ///
     /// # Errors
     /// [`ErrorKind::TooManyClients`] where as many as make up a round are there already. [`ErrorKind::Lost`] as soon as
@@ -92,10 +104,10 @@ impl DoubleBarrier {
     /// # Cancel safety
     /// Dropping the future at any point leaves no key behind: the others wait for another.
     pub async fn enter(&self) -> Result<Inside> {
-        let (owned, last) = self.come().await?;
-        let round = self.session.unless_lost(self.let_in(&owned, last)).await?;
-        owned.check()?;
-        Ok(Inside { barrier: self.clone(), round, owned: owned.handed_out() })
+        let came = self.come().await?;
+        let (place, round) = self.session.unless_lost(self.let_in(came)).await?;
+        place.check()?;
+        Ok(Inside { barrier: self.clone(), round, place: place.handed_out() })
     }
 
     /// The keys that are there longest.
@@ -139,7 +151,7 @@ pub struct Inside {
     barrier: DoubleBarrier,
     /// The revision at which the ready key was made.
     round: i64,
-    owned: Owned,
+    place: Place,
 }
 
 impl Inside {
@@ -158,10 +170,10 @@ impl Inside {
     /// # Cancel safety
     /// Dropping the future at any point leaves, without waiting for the others.
     pub async fn leave(self) -> Result<()> {
-        let Self { barrier, round, owned } = self;
-        owned.check()?;
-        barrier.session.unless_lost(barrier.leave(round, &owned)).await
+        let Self { barrier, round, place } = self;
+        place.check()?;
+        barrier.session.unless_lost(barrier.leave(round, &place)).await
     }
 }
 
-holder!(Inside, owned);
+holder!(Inside, place);

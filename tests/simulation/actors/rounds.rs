@@ -10,8 +10,10 @@ use crate::checks::held::{self, Mode};
 use crate::checks::log::{READY, TOGETHER, WAITERS, text};
 
 pub(super) async fn act(actor: &mut Actor) {
+    let id = actor.rng.u64(..);
     while let Some(session) = actor.session().await {
         let Ok(barrier) = DoubleBarrier::new(&session, "double", TOGETHER) else { return };
+        actor.world.told.borrow_mut().callers.entry(session.lease()).or_default().insert(id);
         // There may be nobody to enter with.
         let patience = Duration::from_millis(actor.rng.u64(0..6_000));
         let entering = timeout(patience, barrier.enter());
@@ -39,7 +41,8 @@ async fn within(actor: &mut Actor, inside: Inside, session: &Session) {
     // Where it was lost before it was in, it cannot say which round that was.
     let (Some(Ok(())), Some(_), Some(ready)) = (left, id, ready) else { return };
     world.count("left together");
-    let inside = |key: &[u8], create_revision| key.starts_with(WAITERS.as_bytes()) && create_revision < ready;
+    let inside =
+        |key: &[u8], create_revision| key.starts_with(WAITERS.as_bytes()) && create_revision <= ready;
     let there = world.fake.snapshot().keys;
     if let Some(kv) = there.iter().find(|kv| inside(&kv.key, kv.create_revision)) {
         world.violate(format!("all had left the round of {ready}, and {} was inside", text(&kv.key)));

@@ -8,7 +8,6 @@ use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
 use super::record::revision;
 use super::spans;
 use super::told::{Fate, Told};
-use crate::wide::{self, Wide};
 
 pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 
@@ -81,7 +80,7 @@ pub(crate) fn judge(events: &[Event], told: &Told) -> Result<(), String> {
                 EventType::Delete => drop(state.remove(&kv.key)),
             }
         }
-        rounds.go_on(&state)?;
+        rounds.go_on(&state, told)?;
     }
     for (at, read) in audits {
         consistent(&state, read).map_err(|why| format!("a run that only read, at {at}: {why}"))?;
@@ -173,26 +172,22 @@ fn counted(state: &State, told: &Told) -> Result<(), String> {
 struct Rounds {
     /// The revision of the last round's ready key.
     ready: i64,
-    /// Who was ever one of enough, since there was no ready key.
-    complete: BTreeSet<Bytes>,
 }
 
 impl Rounds {
-    /// A round begins when all were there. Who has gone since is one who is lost inside.
-    fn go_on(&mut self, state: &State) -> Result<(), String> {
-        let waiters = || state.keys().filter(|key| key.starts_with(WAITERS.as_bytes()));
+    /// A round begins with the keys that are there: as many as make one up, each of another caller. Who has gone since is one
+    /// who is lost inside.
+    fn go_on(&mut self, state: &State, told: &Told) -> Result<(), String> {
+        let waiters = || state.values().filter(|kv| kv.key.starts_with(WAITERS.as_bytes()));
         match state.get(READY.as_bytes()).map(|kv| kv.create_revision) {
-            None if waiters().count() >= TOGETHER as usize => self.complete.extend(waiters().cloned()),
             None => {}
             Some(same) if same == self.ready => {}
             Some(began) => {
-                let complete = match wide::on(Wide::Together) {
-                    true => waiters().count() >= TOGETHER as usize,
-                    false => waiters().any(|key| self.complete.contains(key)),
-                };
-                *self = Self { ready: began, complete: BTreeSet::new() };
-                if !complete {
-                    return Err(format!("a round began at {began}, and not all were there"));
+                *self = Self { ready: began };
+                let callers = waiters().flat_map(|kv| told.callers.get(&kv.lease).into_iter().flatten());
+                let (there, callers) = (waiters().count(), callers.collect::<BTreeSet<_>>().len());
+                if there.min(callers) < TOGETHER as usize {
+                    return Err(format!("a round began at {began} with {there} keys of {callers} callers"));
                 }
             }
         }

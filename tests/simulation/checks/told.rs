@@ -1,6 +1,6 @@
 //! What the actors were told about their writes: to be held against what the server has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_concurrency::{Error, Outcome, SessionState};
 use tokio::sync::watch::Receiver;
@@ -49,6 +49,8 @@ pub(crate) struct Told {
     pub(crate) letters: BTreeMap<(Vec<u8>, i64), u32>,
     /// The values of letters that may have been deleted.
     pub(crate) perhaps_discarded: Vec<String>,
+    /// Who enters the double barrier with which lease.
+    pub(crate) callers: BTreeMap<i64, BTreeSet<u64>>,
     /// What became of the count-downs of each latch.
     pub(crate) counted: BTreeMap<String, Vec<Fate>>,
     /// How many of these sessions were lost while something went wrong: no item goes with one that is given back.

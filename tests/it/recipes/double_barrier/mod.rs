@@ -1,5 +1,6 @@
 //! Double barriers.
 
+mod callers;
 mod faults;
 mod schedules;
 

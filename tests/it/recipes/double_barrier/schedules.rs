@@ -1,7 +1,11 @@
 //! Participants, and everything that goes wrong.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -14,11 +18,14 @@ use crate::recipes::world::{World, explore, open, patience};
 fn random_schedules() {
     explore(async |world: World| {
         let mut actors = JoinSet::new();
+        let callers = Callers::default();
         for actor in 0..7 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
+            let (world, callers) = (world.clone(), callers.clone());
+            actors.spawn(async move { act(world, callers, actor).await });
         }
         actors.join_all().await;
+        world.recorded(world.revision()).await;
+        all_differ(&world.between(0, world.revision()), &callers.lock().unwrap());
         let gone = world
             .fake
             .until(|fake| !fake.snapshot().keys.iter().any(|kv| kv.key.starts_with(b"round/waiters/")));
@@ -32,7 +39,7 @@ fn random_schedules() {
         }
     });
 
-    async fn act(world: World, actor: usize) {
+    async fn act(world: World, callers: Callers, actor: usize) {
         let (mut rng, client) = (world.rng(actor), world.client(actor));
         let mut session = open(&client).await;
         for _ in 0..10 {
@@ -41,6 +48,7 @@ fn random_schedules() {
             }
             let (barrier, limit, from) =
                 (barrier(&session, "round", 3), patience(&mut rng), world.revision());
+            callers.lock().unwrap().insert(session.lease(), actor);
             let entered = timeout(limit, barrier.enter()).await;
             let window = (from, world.revision());
             if let Ok(Ok(inside)) = entered {
@@ -72,5 +80,34 @@ fn random_schedules() {
             }
             sleep(Duration::from_millis(rng.u64(0..1_500))).await;
         }
+    }
+}
+
+/// Whose leases they are.
+type Callers = Arc<Mutex<HashMap<i64, usize>>>;
+
+/// A round is made up of the keys that stand as it begins: each is another caller's. A caller that had given up and come again
+/// was counted twice.
+fn all_differ(events: &[Event], callers: &HashMap<i64, usize>) {
+    let mut there: HashMap<Bytes, KeyValue> = HashMap::new();
+    for event in events {
+        let kv = event.kv.clone().unwrap();
+        match event.r#type() {
+            EventType::Delete => drop(there.remove(&kv.key)),
+            EventType::Put => drop(there.insert(kv.key.clone(), kv.clone())),
+        }
+        if kv.key != "round/ready" || event.r#type() == EventType::Delete {
+            continue;
+        }
+        let named: Vec<i64> =
+            std::str::from_utf8(&kv.value).unwrap().split(' ').flat_map(str::parse).collect();
+        let let_in = |waiter: &&KeyValue| {
+            let created = waiter.create_revision;
+            waiter.key.starts_with(b"round/waiters/")
+                && (named.contains(&created) || created == kv.mod_revision)
+        };
+        let of = |waiter: &KeyValue| callers.get(&waiter.lease).copied();
+        let who: HashSet<_> = there.values().filter(let_in).filter_map(of).collect();
+        assert!(who.len() >= 3, "the round of {} was opened for the callers {who:?}", kv.mod_revision);
     }
 }

@@ -1,0 +1,123 @@
+//! Waiting for the others: until a round begins, or our key is gone.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use super::DoubleBarrier;
+use super::seat::Place;
+use crate::error::{ErrorKind, Result};
+use crate::pb::mvccpb::{KeyValue, event::EventType};
+use crate::transport::retry::Backoff;
+use crate::txn::{Op, Txn};
+use crate::watch::{Events, Watch, Watcher, second_look};
+
+/// What tells of the round's begin, and of the key's end.
+pub(super) struct Wait {
+    pub(super) watcher: Watcher,
+    /// What happened up to this revision was seen otherwise.
+    pub(super) seen: i64,
+}
+
+impl DoubleBarrier {
+    /// Watches from now on what the wait is for.
+    pub(super) async fn watch_for(&self, own: &Bytes) -> Result<Wait> {
+        loop {
+            let both = Watch::key(&self.ready).no_delete().and(Watch::key(own).no_put());
+            let mut watcher = self.session.client().watch(both);
+            match watcher.created().await {
+                Ok(seen) => return Ok(Wait { watcher, seen }),
+                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until all are let in. Gives the revision that the round began at.
+    pub(super) async fn opened(&self, place: &Place, mut wait: Wait) -> Result<i64> {
+        let mut backoff = Backoff::default();
+        let mut again = Instant::now() + if wait.seen == 0 { Duration::ZERO } else { second_look() };
+        loop {
+            let events = tokio::select! {
+                biased;
+                events = wait.watcher.next() => events,
+                // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
+                () = sleep_until(again) => {
+                    again = Instant::now() + second_look();
+                    match self.look(place).await {
+                        Ok(Some(round)) => return Ok(round),
+                        Ok(None) => {}
+                        Err(error) => {
+                            self.session.outlast(error, &mut backoff).await?;
+                            again = Instant::now();
+                        }
+                    }
+                    continue;
+                }
+            };
+            match events {
+                Ok(events) => {
+                    if let Some(ready) = self.told_ready(place, &events, wait.seen).await? {
+                        return self.let_in_by(place, ready).await;
+                    }
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                    wait = self.watch_for(place.fence().key()).await?;
+                    again = Instant::now();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The ready key, if these events tell of it. An error where they tell of the end of our key.
+    async fn told_ready(&self, place: &Place, events: &Events, seen: i64) -> Result<Option<KeyValue>> {
+        let (own, token) = (place.fence().key(), place.fence().token());
+        let mut ready = None;
+        for event in &events.events {
+            let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > seen.max(token)) else { continue };
+            match event.r#type() {
+                EventType::Delete if kv.key == *own => return Err(place.fence().why().await.into()),
+                EventType::Put if kv.key == self.ready => ready = Some(kv.clone()),
+                _ => {}
+            }
+        }
+        Ok(ready)
+    }
+
+    /// Whether the round has begun, as the two keys are at one revision. An error where ours is gone.
+    async fn look(&self, place: &Place) -> Result<Option<i64>> {
+        let token = place.fence().token();
+        let txn =
+            Txn::new().success(Op::get(self.ready.clone())).success(Op::get(place.fence().key().clone()));
+        let reply = self.session.read(txn).await?;
+        if reply.found(1)?.first().is_none_or(|kv| kv.create_revision != token) {
+            return Err(place.fence().why().await.into());
+        }
+        let ready = reply.found(0)?.first().filter(|ready| ready.mod_revision > token);
+        Ok(ready.map(|ready| ready.create_revision))
+    }
+
+    /// The two keys are told of by two watches, of which neither says how far the other is. That we were there when all were
+    /// let in is told by the ready key itself, or by our key, which is never put again.
+    async fn let_in_by(&self, place: &Place, ready: KeyValue) -> Result<i64> {
+        if !self.compares() || is_named(&ready.value, place.fence().token()) {
+            return Ok(ready.create_revision);
+        }
+        let read = || Op::get(place.fence().key().clone());
+        let mut backoff = Backoff::default();
+        loop {
+            let txn = Txn::new().compare(place.fence().is_owner()).success(read()).failure(read());
+            match self.session.read(txn).await {
+                Ok(reply) if reply.succeeded => return Ok(ready.create_revision),
+                Ok(_) => return Err(place.fence().why().await.into()),
+                Err(error) => self.session.outlast(error, &mut backoff).await?,
+            }
+        }
+    }
+}
+
+fn is_named(ready: &[u8], token: i64) -> bool {
+    ready.split(|&byte| byte == b' ').any(|name| name == token.to_string().as_bytes())
+}

@@ -1,0 +1,128 @@
+//! What is counted are callers, each of them once.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
+use etcd_concurrency::{DoubleBarrier, Inside, Result};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{S, all_inside, barrier, leave};
+use crate::support::queue::session;
+
+const SOON: Duration = Duration::from_secs(1);
+
+fn deletes(txn: &TxnRequest) -> bool {
+    let delete = |op: &RequestOp| matches!(op.request, Some(Request::RequestDeleteRange(_)));
+    txn.success.iter().all(delete) && !txn.success.is_empty()
+}
+
+fn puts(txn: &TxnRequest) -> bool {
+    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
+}
+
+fn enters(barrier: &DoubleBarrier) -> JoinHandle<Result<Inside>> {
+    let barrier = barrier.clone();
+    tokio::spawn(async move { barrier.enter().await })
+}
+
+async fn waiting(fake: &FakeEtcd, there: usize) {
+    let count = |fake: &FakeEtcd| {
+        fake.snapshot().keys.iter().filter(|kv| kv.key.starts_with(b"round/waiters/")).count()
+    };
+    fake.until(|fake| count(fake) == there).await;
+}
+
+/// A caller gave up waiting, and came again before the server was told: its two keys made up a round of two, and it was
+/// inside alone.
+#[tokio::test(start_paused = true)]
+async fn who_gave_up_and_comes_again_is_counted_once() {
+    let fake = FakeEtcd::start();
+    let caller = barrier(&session(&fake.client()).await, "round", 2);
+    fake.fault(On::rpc(Rpc::Txn).matching(deletes).once(), Do::delay(S(2)));
+    assert!(timeout(Duration::from_millis(100), caller.enter()).await.is_err());
+    assert!(timeout(SOON, caller.enter()).await.is_err(), "inside alone");
+    sleep(S(3)).await;
+    // It is not in the way of a round, either.
+    let another = barrier(&session(&fake.client()).await, "round", 2);
+    let two = timeout(S(30), all_inside(&[caller, another])).await.expect("two");
+    drop(two);
+    fake.until(|fake| fake.snapshot().keys.iter().all(|kv| !kv.key.starts_with(b"round/waiters/"))).await;
+}
+
+/// A caller lost its session while it waited, opened another, and came again before the first one's lease had ended on the
+/// server: it was inside alone.
+#[tokio::test(start_paused = true)]
+async fn who_comes_again_with_another_session_is_counted_once() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let before = session(&client).await;
+    let lost = enters(&barrier(&before, "round", 2));
+    waiting(&fake, 1).await;
+    sleep(SOON).await;
+    fake.fault(On::rpc(Rpc::LeaseRevoke), Do::delay(S(9)));
+    let closing = tokio::spawn(async move { before.close().await });
+    lost.await.unwrap().unwrap_err();
+    let caller = barrier(&session(&client).await, "round", 2);
+    assert!(timeout(SOON, caller.enter()).await.is_err(), "inside alone");
+    drop(closing);
+}
+
+/// Requests of a caller that got no answer were applied late: each put a key, and a round of three was opened with two.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_applied_late_counts_for_no_one() {
+    for nth in 1..=3 {
+        let fake = FakeEtcd::start();
+        let sessions = [session(&fake.client_for("p")).await, session(&fake.client_for("o")).await];
+        let [caller, other] = sessions.each_ref().map(|session| barrier(session, "round", 3));
+        // A round is being left, so that the caller has to wait for its end.
+        let mut inside = all_inside(&[other.clone(), other.clone(), other.clone()]).await;
+        let last = leave(inside.pop().unwrap());
+        waiting(&fake, 2).await;
+        let late = Hold::new();
+        fake.fault(On::rpc(Rpc::Txn).client("p").matching(puts).nth(nth), Do::hold(&late));
+        // What looks out for late requests is slow to take away what they put.
+        fake.fault(On::rpc(Rpc::Txn).client("p").matching(deletes), Do::delay(S(3)));
+        let caller = enters(&caller);
+        // An attempt without an answer is given up, and made again.
+        sleep(S(20)).await;
+        for inside in inside {
+            drop(leave(inside));
+        }
+        last.await.unwrap().unwrap();
+        sleep(S(20)).await;
+        waiting(&fake, 1).await;
+        late.release();
+        sleep(Duration::from_millis(100)).await;
+        let second = enters(&other);
+        sleep(SOON).await;
+        assert!(!second.is_finished() && !caller.is_finished(), "request {nth}: a round of three with two");
+        let third = enters(&other);
+        for inside in [caller, second, third] {
+            drop(timeout(S(30), inside).await.expect("three").unwrap().unwrap());
+        }
+    }
+}
+
+/// What a caller that gave up had sent is applied an hour later: it counts for nothing, and stays for no longer.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gave_up_does_not_come_back() {
+    for nth in 1..=2 {
+        let fake = FakeEtcd::start();
+        let caller = barrier(&session(&fake.client_for("p")).await, "round", 2);
+        let late = Hold::new();
+        fake.fault(On::rpc(Rpc::Txn).client("p").matching(puts).nth(nth), Do::hold(&late));
+        assert!(timeout(SOON, caller.enter()).await.is_err());
+        sleep(S(3600)).await;
+        fake.fault(On::rpc(Rpc::Txn).client("p").matching(deletes), Do::delay(S(3)));
+        late.release();
+        sleep(Duration::from_millis(100)).await;
+        let other = barrier(&session(&fake.client()).await, "round", 2);
+        assert!(
+            timeout(SOON, other.enter()).await.is_err(),
+            "request {nth}: let in with a caller that had given up"
+        );
+        timeout(S(30), fake.until(|fake| fake.snapshot().keys.is_empty())).await.expect("nothing is left");
+    }
+}
