@@ -34,23 +34,63 @@ pub(crate) fn unique_key(prefix: &[u8], lease: i64) -> Bytes {
     key.into()
 }
 
+/// What the shape of a key says of whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// No contender's.
+    None,
+    /// A contender's.
+    Any,
+    /// A contender's, if it is attached to this lease: a user's key may be called so as well.
+    Of(i64),
+}
+
+impl Claim {
+    /// Whether a key that is attached to this lease, or to none, is a contender's.
+    pub(crate) fn holds(self, lease: i64) -> bool {
+        match self {
+            Self::None => false,
+            Self::Any => true,
+            Self::Of(named) => named == lease,
+        }
+    }
+}
+
 /// Whether a key may be that of a contender on a name, by its shape: Go's and ours have an [owner's key](owner_key), locks
-/// on several names a [drawn one](unique_key). Keys that users put below a name have other shapes, and do not count.
+/// on several names a [drawn one](unique_key). Keys that users put below a name have other shapes or another lease, and do
+/// not count.
+pub(crate) fn contender(prefix: &[u8], key: &[u8]) -> Claim {
+    let Some(own) = key.strip_prefix(prefix) else { return Claim::None };
+    lease(own).or_else(|| drawn_by(own)).map_or(Claim::None, Claim::Of)
+}
+
+/// Whether a key has the shape of a contender's.
 pub(crate) fn is_contender(prefix: &[u8], key: &[u8]) -> bool {
-    key.strip_prefix(prefix).is_some_and(|own| is_lease(own) || is_drawn(own))
+    contender(prefix, key) != Claim::None
 }
 
 /// Whether this is what [`unique_key`] puts behind its prefix.
 pub(crate) fn is_drawn(own: &[u8]) -> bool {
-    own.iter().position(|&byte| byte == b'-').is_some_and(|dash| {
-        let random = &own[dash + 1..];
-        is_lease(&own[..dash]) && random.len() == 16 && random.iter().all(is_hex)
-    })
+    drawn_by(own).is_some()
+}
+
+/// The lease in what [`unique_key`] puts behind its prefix.
+pub(crate) fn drawn_by(own: &[u8]) -> Option<i64> {
+    let dash = own.iter().position(|&byte| byte == b'-')?;
+    let random = &own[dash + 1..];
+    lease(&own[..dash]).filter(|_| is_random(random))
+}
+
+/// Whether this has the shape of what is [`drawn`].
+pub(crate) fn is_random(own: &[u8]) -> bool {
+    own.len() == 16 && own.iter().all(is_hex)
 }
 
 /// A lease's id as Go prints it: in lower-case hex, without leading zeros.
-fn is_lease(own: &[u8]) -> bool {
-    matches!(own, [first, ..] if *first != b'0') && own.len() <= 16 && own.iter().all(is_hex)
+fn lease(own: &[u8]) -> Option<i64> {
+    let is_printed = matches!(own, [first, ..] if *first != b'0') && own.iter().all(is_hex);
+    let text = std::str::from_utf8(own).ok().filter(|_| is_printed)?;
+    i64::from_str_radix(text, 16).ok()
 }
 
 fn is_hex(byte: &u8) -> bool {
@@ -98,8 +138,11 @@ mod tests {
     fn contenders_are_told_by_their_shape() {
         let prefix = name_prefix(b"jobs");
         for lease in [1, 0xa, 0x7587_0a1b, i64::MAX] {
-            assert!(is_contender(&prefix, &owner_key(&prefix, lease)), "{lease:x}");
-            assert!(is_contender(&prefix, &unique_key(&prefix, lease)), "{lease:x}");
+            for key in [owner_key(&prefix, lease), unique_key(&prefix, lease)] {
+                let claim = contender(&prefix, &key);
+                assert_eq!(claim, Claim::Of(lease));
+                assert!(claim.holds(lease) && !claim.holds(0) && !claim.holds(lease - 1), "{lease:x}");
+            }
         }
         for other in [
             "owner",
@@ -110,6 +153,7 @@ mod tests {
             "075870a1b",
             "0",
             "12345678901234567",
+            "8000000000000000",
             "-1",
             "1-",
             "75870a1b-",

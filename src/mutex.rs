@@ -17,8 +17,9 @@ use crate::waitlist::Waitlist;
 /// a second or two at most: who is next watches the key.
 ///
 /// **Keys below a name.** Contenders are told by the shape of their keys: that above, and for a
-/// [`MultiLock`](crate::MultiLock) a dash and 16 random hex digits behind it. Any other key below the name, such as
-/// `jobs/nightly/owner`, is passed over, at one RPC more where it is the youngest; it is logged once for each name, since
+/// [`MultiLock`](crate::MultiLock) a dash and 16 random hex digits behind it; and by their lease, which is the one in the
+/// key. Any other key below the name, such as `jobs/nightly/owner` or `orders/1001`, is passed over, at one RPC more where the youngest two are such (on etcd
+/// 3.7 one for each hundred that are called like a lease, where any key there has one); it is logged once for each name, since
 /// Go's clients and `etcdctl` wait for any key that is there. So put what belongs to a lock beside its name:
 /// `jobs/nightly-owner`.
 ///

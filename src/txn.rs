@@ -189,6 +189,14 @@ impl Compare {
     }
 }
 
+impl Compare {
+    /// The same of every key from this one up to, without, `end`. Where there is none, it is compared as one missing key.
+    pub(crate) fn up_to(mut self, end: impl Into<Bytes>) -> Self {
+        self.0.range_end = end.into();
+        self
+    }
+}
+
 impl From<pb::Compare> for Compare {
     fn from(compare: pb::Compare) -> Self {
         Self(compare)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::is_contender;
+use crate::key::contender;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::txn::by_age;
@@ -278,7 +278,7 @@ impl Election {
     }
 
     fn is_candidate(&self, kv: &KeyValue) -> bool {
-        is_contender(self.list.prefix(), &kv.key)
+        contender(self.list.prefix(), &kv.key).holds(kv.lease)
     }
 }
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::Candidate;
 use crate::error::Result;
-use crate::key::is_contender;
+use crate::key::{contender, is_contender};
+use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::steps::{Step, Steps, stream};
 use crate::view::View;
@@ -38,8 +39,8 @@ pub struct Observer {
 impl Observer {
     pub(super) fn new(session: &Session, prefix: &Bytes) -> Self {
         let view = View::new(session.client(), prefix).only(is_contender).lasting();
-        let following =
-            Following { session: session.clone(), view, told: None, seen: 0, missed: false, gaps: 0 };
+        let (session, prefix) = (session.clone(), prefix.clone());
+        let following = Following { session, prefix, view, told: None, seen: 0, missed: false, gaps: 0 };
         Self { steps: Steps::new(following) }
     }
 
@@ -88,6 +89,7 @@ stream!(Observer => Option<Candidate>);
 
 struct Following {
     session: Session,
+    prefix: Bytes,
     view: View,
     /// What was told last: the leader's create_revision and mod_revision.
     told: Option<Option<(i64, i64)>>,
@@ -106,9 +108,10 @@ impl Step for Following {
     }
 
     async fn step(&mut self) -> Result<Option<Candidate>> {
-        let Self { session, view, told, seen, missed, gaps } = self;
+        let Self { session, prefix, view, told, seen, missed, gaps } = self;
         view.until(session, |view| {
-            let leader = view.oldest();
+            let is_candidate = |kv: &&KeyValue| contender(prefix, &kv.key).holds(kv.lease);
+            let leader = view.by_age().find(is_candidate);
             let now = leader.map(|kv| (kv.create_revision, kv.mod_revision));
             // One who led before and leads still, with the same value, has led all the time.
             *missed |=

@@ -7,7 +7,8 @@ use tokio::time::sleep;
 
 use super::{below, mismatch, not_zero};
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::key::{drawn, prefix_end};
+use crate::key::{drawn, is_random, prefix_end};
+use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::{Backoff, Repeat};
@@ -18,7 +19,7 @@ use crate::view::View;
 ///
 /// The first client that counts down or waits makes it, with its count, in `{name}/count`; others must have the same.
 /// Each count-down is a key of its own, `{name}/down/{16 random hex digits}`: a request that is repeated counts once,
-/// and no two are ever in each other's way. The keys have no lease: what is counted stays counted, whoever dies.
+/// and no two are ever in each other's way. Keys of other shapes below `down/` count for nothing. The keys have no lease: what is counted stays counted, whoever dies.
 /// [`reset`](Self::reset) takes them away and closes the latch for another round.
 ///
 /// Every count-down is told to all who wait, as an event of a few bytes and without an RPC; the latch is meant for
@@ -146,7 +147,7 @@ impl CountDownLatch {
             None => Ok(self.count),
             Some(kv) => {
                 self.check(kv)?;
-                Ok(self.left(counted(&reply, 1)?))
+                Ok(self.left(self.counted(&reply, 1)?))
             }
         }
     }
@@ -167,8 +168,8 @@ impl CountDownLatch {
     }
 
     fn is_open(&self, view: &View) -> bool {
-        let is_down = |kv: &&KeyValue| kv.key.starts_with(&self.downs);
-        // Other keys may stand between the count and the count-downs.
+        let is_down = |kv: &&KeyValue| is_down(&self.downs, &kv.key);
+        // Other keys may stand among the count-downs, and between the count and those.
         view.len() > self.count as usize && view.by_age().filter(is_down).count() >= self.count as usize
     }
 
@@ -194,16 +195,16 @@ impl CountDownLatch {
             let reply = answer.value;
             // What is counted in the transaction was counted before its put.
             let counted = match reply.succeeded {
-                true if round.open => Some(counted(&reply, 0)?),
+                true if round.open => Some(self.counted(&reply, 0)?),
                 true => {
-                    let before = counted(&reply, 0)?;
+                    let before = self.counted(&reply, 0)?;
                     if before >= i64::from(self.count) && !ambiguous {
                         self.take_away(own.clone());
                     }
                     Some(before + 1)
                 }
                 // An attempt before this one put it.
-                false => reply.first(1).map(|_| counted(&reply, 0)).transpose()?,
+                false => reply.first(1).map(|_| self.counted(&reply, 0)).transpose()?,
             };
             if let Some(counted) = counted {
                 let left = self.left(counted);
@@ -272,7 +273,7 @@ impl CountDownLatch {
             _ if reply.succeeded => Round { began: reply.header.revision, open: false },
             Some(kv) => {
                 self.check(kv)?;
-                Round { began: kv.mod_revision, open: self.left(counted(&reply, 1)?) == 0 }
+                Round { began: kv.mod_revision, open: self.left(self.counted(&reply, 1)?) == 0 }
             }
             None => return Err(unexpected("the latch is neither made nor found")),
         };
@@ -295,8 +296,14 @@ impl CountDownLatch {
         self.count.saturating_sub(u32::try_from(counted).unwrap_or(u32::MAX))
     }
 
+    /// Their names alone, since other keys may stand among them.
     fn count_downs(&self) -> Op {
-        count(&self.downs).into()
+        pb::RangeRequest { count_only: false, keys_only: true, ..count(&self.downs) }.into()
+    }
+
+    fn counted(&self, reply: &TxnReply, index: usize) -> Result<i64> {
+        let downs = reply.found(index)?.iter().filter(|kv| is_down(&self.downs, &kv.key)).count();
+        Ok(i64::try_from(downs).unwrap_or(i64::MAX))
     }
 
     /// Of two rounds the later one is known.
@@ -312,8 +319,8 @@ impl CountDownLatch {
     }
 }
 
-fn counted(reply: &TxnReply, index: usize) -> Result<i64> {
-    Ok(reply.range(index)?.count)
+fn is_down(downs: &[u8], key: &[u8]) -> bool {
+    key.strip_prefix(downs).is_some_and(is_random)
 }
 
 /// What an earlier attempt did stays unknown, whatever became of this one.

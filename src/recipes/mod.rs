@@ -13,7 +13,7 @@ mod semaphore;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Outcome, Result, quote};
-use crate::key::{is_drawn, name_prefix};
+use crate::key::{Claim, drawn_by, name_prefix};
 use crate::pb::mvccpb::KeyValue;
 use crate::waitlist::checked;
 pub use barrier::Barrier;
@@ -36,10 +36,19 @@ fn not_zero(what: &'static str, number: u32) -> Result<()> {
     if number == 0 { Err(Error::invalid(what, "it is zero")) } else { Ok(()) }
 }
 
-/// Whether a key behind this prefix is one that a recipe puts once, by its shape: ours are drawn, Go's are numbers.
+/// Whose a key behind this prefix is, that a recipe puts once, by its shape: ours are drawn, Go's are numbers.
+fn asked(prefix: &[u8], key: &[u8]) -> Claim {
+    let Some(own) = key.strip_prefix(prefix) else { return Claim::None };
+    match drawn_by(own) {
+        Some(lease) => Claim::Of(lease),
+        None if matches!(own.len(), 1..=20) && own.iter().all(u8::is_ascii_digit) => Claim::Any,
+        None => Claim::None,
+    }
+}
+
+/// Whether a key behind this prefix has the shape of one that a recipe puts once.
 fn is_asked(prefix: &[u8], key: &[u8]) -> bool {
-    key.strip_prefix(prefix)
-        .is_some_and(|own| is_drawn(own) || matches!(own.len(), 1..=20) && own.iter().all(u8::is_ascii_digit))
+    asked(prefix, key) != Claim::None
 }
 
 /// The error for a key that says something else than it should.

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{below, is_asked};
+use super::{asked, below};
 use crate::error::{LostReason, Result};
-use crate::key::unique_key;
+use crate::key::{Claim, unique_key};
 use crate::owned::{Owned, Plan, guard};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -125,13 +125,13 @@ impl RwLock {
 
     fn reader(&self) -> (Plan, Line) {
         let key = unique_key(&self.readers, self.session.lease());
-        let line = Line::behind(&self.writers, &key).past(SHARED).of(is_asked, 2);
+        let line = Line::behind(&self.writers, &key).past(SHARED).of(asked, 2);
         (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 
     fn writer(&self) -> (Plan, Line) {
         let key = unique_key(&self.writers, self.session.lease());
-        let line = Line::behind(&self.all, &key).of(is_reader_or_writer, 2);
+        let line = Line::behind(&self.all, &key).of(reader_or_writer, 2);
         (Plan::of(&self.session, vec![key], Bytes::new()), line)
     }
 }
@@ -201,9 +201,12 @@ impl RwLockWriteGuard {
 guard!(RwLockReadGuard, unlock);
 guard!(RwLockWriteGuard, unlock);
 
-fn is_reader_or_writer(all: &[u8], key: &[u8]) -> bool {
+fn reader_or_writer(all: &[u8], key: &[u8]) -> Claim {
     let own = key.strip_prefix(all).unwrap_or_default();
-    is_asked(b"read/", own) || is_asked(b"write/", own)
+    match asked(b"read/", own) {
+        Claim::None => asked(b"write/", own),
+        reader => reader,
+    }
 }
 
 /// The value of a writer's key once readers may pass it.
@@ -218,11 +221,11 @@ mod tests {
         for own in
             ["read/5-0123456789abcdef", "write/5-0123456789abcdef", "read/1732817281000000000", "write/1"]
         {
-            assert!(is_reader_or_writer(b"l/", format!("l/{own}").as_bytes()), "{own}");
+            assert_ne!(reader_or_writer(b"l/", format!("l/{own}").as_bytes()), Claim::None, "{own}");
         }
         for own in ["read/", "write/owner", "owner", "5-0123456789abcdef", "1732817281000000000", "a/write/1"]
         {
-            assert!(!is_reader_or_writer(b"l/", format!("l/{own}").as_bytes()), "{own}");
+            assert_eq!(reader_or_writer(b"l/", format!("l/{own}").as_bytes()), Claim::None, "{own}");
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::foreign;
 use crate::error::Result;
-use crate::key::{is_contender, unshared};
+use crate::key::{Claim, contender, unshared};
 use crate::owned::Owned;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -24,12 +24,12 @@ const LIMITS: [i64; 3] = [TWO, 1000, 0];
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     /// The contenders' keys under this prefix that are older than ours come before us.
-    ahead: Bytes,
+    pub(super) ahead: Bytes,
     key: Bytes,
     /// A key with this value lets us pass.
     open: Option<&'static [u8]>,
-    /// Whether a key under a prefix is a contender's, by its shape.
-    contends: fn(&[u8], &[u8]) -> bool,
+    /// Whose a key under a prefix is, by its shape.
+    pub(super) claim: fn(&[u8], &[u8]) -> Claim,
     /// So many slashes before the end of our key ends the lock's name.
     slashes: u8,
 }
@@ -83,7 +83,7 @@ impl Predecessor {
 impl Line {
     /// Behind all older contenders' keys of a prefix, which may be our key's own.
     pub(crate) fn behind(ahead: &Bytes, key: &Bytes) -> Self {
-        Self { ahead: ahead.clone(), key: key.clone(), open: None, contends: is_contender, slashes: 1 }
+        Self { ahead: ahead.clone(), key: key.clone(), open: None, claim: contender, slashes: 1 }
     }
 
     /// Past those whose value is this one; only the oldest of all keys may ever get it.
@@ -92,8 +92,8 @@ impl Line {
     }
 
     /// Where contenders' keys have another shape than a mutex's, and the name ends so many slashes before the end of ours.
-    pub(crate) fn of(self, contends: fn(&[u8], &[u8]) -> bool, slashes: u8) -> Self {
-        Self { contends, slashes, ..self }
+    pub(crate) fn of(self, claim: fn(&[u8], &[u8]) -> Claim, slashes: u8) -> Self {
+        Self { claim, slashes, ..self }
     }
 
     /// Nothing else is to be put below the name of the lock of which a place in this line is.
@@ -131,7 +131,12 @@ impl Line {
         }
         for &limit in &LIMITS[1..] {
             let reply = session.read(Txn::new().success(self.youngest(limit, 0))).await?;
-            if let Some(vacant) = self.no_contender(reply.range(0)?) {
+            let mut line = reply.range(0)?.clone();
+            if self.keys_alone(limit) && line.kvs.iter().all(|kv| kv.lease == 0) {
+                // What was no contender's then is none's; what has gone since is in no one's way.
+                self.sift(session, &mut line, None).await?;
+            }
+            if let Some(vacant) = self.no_contender(&line) {
                 return Ok(vacant.then_some(reply.header.revision));
             }
         }
@@ -180,15 +185,21 @@ impl Line {
             let txn =
                 Txn::new().success(self.youngest(limit, own.saturating_sub(1))).success(look_at(&self.key));
             let reply = session.read(txn).await?;
-            let is_own = |kv: &KeyValue| kv.key == self.key && kv.create_revision == own;
-            if !reply.found(1)?.first().is_some_and(is_own) {
-                return Ok(None);
-            }
+            let is_own = |kv: &&KeyValue| kv.key == self.key && kv.create_revision == own;
+            let Some(ours) = reply.found(1)?.first().filter(is_own) else { return Ok(None) };
             let line = reply.range(0)?;
             if let Some(young) = line.kvs.iter().find(|kv| kv.create_revision >= own) {
                 return Err(unexpected(format!("{:?} is not older than us", young.key)));
             }
-            if let Some(standing) = self.behind_first(&line.kvs, line, reply.header.revision) {
+            if self.keys_alone(limit) && ours.lease == 0 {
+                let mut line = line.clone();
+                let sifting = Box::pin(self.sift(session, &mut line, Some(own)));
+                let Some(header) = sifting.await? else { return Ok(None) };
+                let header = header.unwrap_or(reply.header);
+                if let Some(standing) = self.behind_first(&line.kvs, &line, header.revision) {
+                    return Ok(Some((standing, header)));
+                }
+            } else if let Some(standing) = self.behind_first(&line.kvs, line, reply.header.revision) {
                 return Ok(Some((standing, reply.header)));
             }
         }
@@ -227,17 +238,26 @@ impl Line {
     }
 
     fn counts(&self, kv: &KeyValue) -> bool {
-        let counts = (self.contends)(&self.ahead, &kv.key);
+        let counts = (self.claim)(&self.ahead, &kv.key).holds(kv.lease);
         if !counts {
             foreign::passed_over(&self.ahead, &kv.key);
         }
         counts
     }
 
+    /// Whether the values are left out of a read of so many keys, and from etcd 3.7 on their leases. Of the youngest two both
+    /// are read: they tell mostly who is before us.
+    fn keys_alone(&self, limit: i64) -> bool {
+        self.open.is_none() && limit != TWO
+    }
+
     /// The youngest keys of the line, or of those up to a create_revision.
     fn youngest(&self, limit: i64, max_create_revision: i64) -> Op {
-        let keys_only = self.open.is_none();
-        pb::RangeRequest { keys_only, ..by_youth(&self.ahead, limit, max_create_revision) }.into()
+        pb::RangeRequest {
+            keys_only: self.keys_alone(limit),
+            ..by_youth(&self.ahead, limit, max_create_revision)
+        }
+        .into()
     }
 }
 
@@ -277,7 +297,8 @@ mod tests {
     }
 
     fn kv(key: &'static str, create_revision: i64) -> KeyValue {
-        KeyValue { key: key.into(), create_revision, ..Default::default() }
+        let lease = key.rsplit('/').next().and_then(|own| i64::from_str_radix(own, 16).ok());
+        KeyValue { key: key.into(), create_revision, lease: lease.unwrap_or_default(), ..Default::default() }
     }
 
     fn range(kvs: &[KeyValue], count: i64) -> pb::RangeResponse {
@@ -304,7 +325,7 @@ mod tests {
     #[test]
     fn a_predecessor_keeps_no_reply_in_memory() {
         let reply = Bytes::from(b"lock/a".to_vec());
-        let ahead = [KeyValue { key: reply.slice(..), create_revision: 2, ..Default::default() }];
+        let ahead = [KeyValue { key: reply.slice(..), create_revision: 2, lease: 10, ..Default::default() }];
         let (waits, asks) = (before(&line(), &ahead, 1), Predecessor::one_of_many(&ahead[0], 3));
         drop(ahead);
         assert!(reply.is_unique(), "{waits:?}, {asks:?}");
@@ -326,5 +347,9 @@ mod tests {
         assert_eq!(line().no_contender(&range(&both, 2)), Some(true));
         assert_eq!(line().no_contender(&range(&both, 3)), None);
         assert_eq!(line().no_contender(&range(&contender, 3)), Some(false));
+        // A user's, though it looks like one.
+        let order = [KeyValue { lease: 0, ..kv("lock/1001", 8) }, KeyValue { lease: 7, ..kv("lock/5", 5) }];
+        assert_eq!(before(&line(), &order, 2), Some(Standing::First));
+        assert_eq!(line().no_contender(&range(&order, 2)), Some(true));
     }
 }

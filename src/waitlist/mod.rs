@@ -12,12 +12,13 @@
 //! order of the revisions. Otherwise one read confirms that nobody older is left and that our key, of our
 //! create_revision, stands. Keys are told apart by create_revision, never by existence: a session uses its key again.
 //!
-//! **Who counts.** Keys of contenders have a shape of their own; what else is put below a name is passed over. The
-//! youngest two keys of a line, which are read anyway, tell mostly who is before us. Only where they are no contenders'
-//! is more of it read.
+//! **Who counts.** Keys of contenders have a shape of their own, and the lease that they name; what else is put below a name
+//! is passed over. The youngest two keys of a line, which are read anyway, tell mostly who is before us. Only where they are
+//! no contenders' is more of it read.
 
 mod foreign;
 mod line;
+mod sift;
 mod wait;
 
 use std::future::Future;

@@ -19,7 +19,7 @@ pub use resident::Resident;
 
 /// A group that processes join and leave, and that all can see: a service registry, a set of workers.
 ///
-/// Each member has a key, `{group}/{lease in hex}-{16 random hex digits}`, put with its session's lease: a member whose
+/// Each member has a key, `{group}/m-{lease in hex}-{16 random hex digits}`, put with its session's lease: a member whose
 /// session is lost is gone, however it was lost. One session may join as often as it likes. Keys of other shapes under the
 /// group's name are no members. The key's value is the
 /// member's metadata: an address, a version, whatever fits etcd's limit of 1.5 MiB for a request.
@@ -184,7 +184,7 @@ pub struct Member {
 
 impl Member {
     async fn join(session: &Session, prefix: &Bytes, metadata: Bytes) -> Result<Self> {
-        let planned = Plan::drawn(session, prefix, metadata).put().await?;
+        let planned = Plan::drawn(session, &[prefix, MEMBER].concat(), metadata).put().await?;
         let taken = || Error::invalid("group", "another member has the key that was drawn");
         Ok(Self { owned: planned.owned.ok_or_else(taken)?.handed_out() })
     }
@@ -223,8 +223,11 @@ holder!(Member, owned);
 
 /// Other keys under the group's name count for nothing.
 fn is_member(prefix: &[u8], key: &[u8]) -> bool {
-    key.strip_prefix(prefix).is_some_and(is_drawn)
+    key.strip_prefix(prefix).and_then(|own| own.strip_prefix(MEMBER)).is_some_and(is_drawn)
 }
+
+/// What a member's key has before what is drawn: without it, members would stand in the line of a lock of the same name.
+const MEMBER: &[u8] = b"m-";
 
 impl From<KeyValue> for Peer {
     fn from(kv: KeyValue) -> Self {

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use tokio::time::sleep;
 
 use super::super::mismatch;
-use super::older::is_contender;
+use super::older::contender;
 use crate::error::{Outcome, Result};
+use crate::key::Claim;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
@@ -76,10 +77,15 @@ impl Limit {
     /// the queue are of other shapes.
     pub(super) async fn left(&self, session: &Session, queue: &Bytes) -> Result<u32> {
         for limit in [SHOWN, 0] {
-            let shown = pb::RangeRequest { keys_only: true, ..by_youth(queue, limit, 0) };
+            // Of all keys, which may be many and long, keys alone are read: from 3.7 on they are told without their lease.
+            let shown = pb::RangeRequest { keys_only: limit == 0, ..by_youth(queue, limit, 0) };
             let reply = session.read(Txn::new().success(self.get()).success(shown.into())).await?;
             let (permits, line) = (self.read(reply.first(0))?, reply.range(1)?);
-            let others = line.kvs.iter().filter(|kv| !is_contender(queue, &kv.key)).count();
+            let asked = |kv: &&KeyValue| match contender(queue, &kv.key) {
+                Claim::Of(_) if limit == 0 && kv.lease == 0 => true,
+                claim => claim.holds(kv.lease),
+            };
+            let others = line.kvs.len() - line.kvs.iter().filter(asked).count();
             if others == 0 || !line.more {
                 let asked = usize::try_from(line.count).unwrap_or(usize::MAX).saturating_sub(others);
                 return Ok(permits.now.saturating_sub(u32::try_from(asked).unwrap_or(u32::MAX)));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::asking::{HELD, Rank};
 use super::limit::Permits;
-use crate::key::is_drawn;
+use crate::key::{Claim, drawn_by};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::waitlist::Predecessor;
@@ -28,8 +28,9 @@ impl Older {
         limit: Permits,
         revision: i64,
     ) -> Self {
-        let older = line.kvs.iter().filter(|kv| kv.create_revision < token && is_contender(queue, &kv.key));
-        Self { kvs: older.cloned().collect(), all: !line.more, limit, revision }
+        let is_older =
+            |kv: &&KeyValue| kv.create_revision < token && contender(queue, &kv.key).holds(kv.lease);
+        Self { kvs: line.kvs.iter().filter(is_older).cloned().collect(), all: !line.more, limit, revision }
     }
 
     /// Where one stands behind them. None where that takes more of them.
@@ -72,16 +73,15 @@ impl Older {
     }
 }
 
-/// The shape of a key in a queue: drawn, and of several permits numbered.
-pub(super) fn is_contender(queue: &[u8], key: &[u8]) -> bool {
-    let Some(own) = key.strip_prefix(queue) else { return false };
-    match own.iter().position(|&byte| byte == b'.') {
-        None => is_drawn(own),
-        Some(dot) => {
-            let number = &own[dot + 1..];
-            is_drawn(&own[..dot]) && !number.is_empty() && number.iter().all(u8::is_ascii_digit)
-        }
-    }
+/// Whose a key in a queue is, by its shape: drawn, and of several permits numbered.
+pub(super) fn contender(queue: &[u8], key: &[u8]) -> Claim {
+    let Some(own) = key.strip_prefix(queue) else { return Claim::None };
+    let (drawn, number) = match own.iter().position(|&byte| byte == b'.') {
+        None => (own, &b"0"[..]),
+        Some(dot) => (&own[..dot], &own[dot + 1..]),
+    };
+    let is_number = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+    drawn_by(drawn).filter(|_| is_number).map_or(Claim::None, Claim::Of)
 }
 
 #[cfg(test)]
@@ -95,6 +95,7 @@ mod tests {
         let kv = |n: usize| KeyValue {
             key: key(n),
             value: value.into(),
+            lease: 5,
             create_revision: 10 + i64::try_from(n).unwrap(),
             ..Default::default()
         };
@@ -136,10 +137,10 @@ mod tests {
     fn other_keys_hold_no_permit() {
         let contenders = ["5-0123456789abcdef", "5-0123456789abcdef.0", "7587-0123456789abcdef.119"];
         for own in contenders {
-            assert!(is_contender(&QUEUE, format!("s/queue/{own}").as_bytes()), "{own}");
+            assert_ne!(contender(&QUEUE, format!("s/queue/{own}").as_bytes()), Claim::None, "{own}");
         }
         for own in ["", "5", "owner", "5-0123456789abcdef.", "5-0123456789abcdef.x", "a/5-0123456789abcdef"] {
-            assert!(!is_contender(&QUEUE, format!("s/queue/{own}").as_bytes()), "{own}");
+            assert_eq!(contender(&QUEUE, format!("s/queue/{own}").as_bytes()), Claim::None, "{own}");
         }
     }
 }

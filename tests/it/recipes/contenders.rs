@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use etcd_concurrency::{
-    Client, Election, ErrorKind, MultiLock, Mutex, Op, Queue, RwLock, Semaphore, Session, Stm, Txn,
+    Client, Election, ErrorKind, Membership, MultiLock, Mutex, Op, Queue, RwLock, Semaphore, Session, Stm,
+    Txn,
 };
 use tokio::time::timeout;
 
@@ -208,6 +209,71 @@ on_every_backend! {
         let writing = ask(&backend, &name, 8, async move { writer.write().await }).await;
         client.txn(Txn::new().success(Op::delete(gos))).await.unwrap();
         timeout(SOON, writing).await.expect("in time").unwrap().unwrap().unlock().await.unwrap();
+    }
+
+    /// An order's number, a job's, a user's name: what is in hex digits alone was taken for a holder's key, and a lock on
+    /// `orders` was never free.
+    async fn a_users_key_that_is_called_like_a_lease_is_not_waited_for(backend: Backend) {
+        for many in [false, true] {
+            let (name, client, counter) = (backend.key("orders"), backend.client(), RpcCounter::new());
+            let name = format!("{name}/{many}");
+            let (a, b) = (session(&client).await, session(&backend.client_with(counter.clone())).await);
+            let other = session(&client).await;
+            put(&client, format!("{name}/1001")).await;
+            let leased = Op::put_with_lease(format!("{name}/ada"), "a user's", other.lease());
+            client.txn(Txn::new().success(leased)).await.unwrap();
+            for n in 0..if many { 150 } else { 0 } {
+                put(&client, format!("{name}/{:x}", 0x2000 + n)).await;
+            }
+            let (election, mutex_b) = (Election::new(&b, &name).unwrap(), mutex(&b, &name));
+            assert_eq!((election.leader().await.unwrap(), election.contenders().await.unwrap()), (None, vec![]));
+            let mut observer = election.observe();
+            assert_eq!(timeout(SOON, observer.next()).await.expect("in time").unwrap(), None);
+            counter.reset();
+            let guard = timeout(SOON, mutex_b.lock()).await.expect("not for a user's key").unwrap();
+            assert!(counter.unary_total() <= if many { 4 } else { 3 }, "{counter}");
+            assert_eq!(*mutex(&a, &name).try_lock().await.unwrap_err().kind(), ErrorKind::Locked);
+            // A contender among them is waited for.
+            let waits = mutex(&a, &name);
+            let keys = queue(&client, &name).await;
+            let waiting = ask(&backend, &name, keys + 1, async move { waits.lock().await }).await;
+            for n in 0..if many { 3 } else { 0 } {
+                put(&client, format!("{name}/{:x}", 0x3000 + n)).await;
+            }
+            let third = mutex(&other, &name);
+            let keys = queue(&client, &name).await;
+            let third = ask(&backend, &name, keys + 1, async move { third.lock().await }).await;
+            guard.unlock().await.unwrap();
+            let guard = timeout(SOON, waiting).await.expect("in time").unwrap().unwrap();
+            assert!(!third.is_finished());
+            guard.unlock().await.unwrap();
+            timeout(SOON, third).await.expect("in time").unwrap().unwrap().unlock().await.unwrap();
+            timeout(SOON, mutex_b.try_lock()).await.unwrap().unwrap().unlock().await.unwrap();
+            let led = timeout(SOON, election.campaign("me")).await.expect("in time").unwrap();
+            assert_eq!(election.leader().await.unwrap().unwrap().token, led.token());
+            let many_names = MultiLock::new(&a, [&name, &format!("{name}-too")]).unwrap();
+            assert_eq!(*many_names.try_lock().await.unwrap_err().kind(), ErrorKind::Locked);
+            led.resign().await.unwrap();
+            timeout(SOON, many_names.lock()).await.expect("in time").unwrap().unlock().await.unwrap();
+        }
+    }
+
+    /// A member's key was in the shape of a contender's: who joined a group and then campaigned under its name waited for its
+    /// own member, and a lock on several names was shown as a member.
+    async fn members_stand_in_no_line(backend: Backend) {
+        let (name, client) = (backend.key("svc"), backend.client());
+        let session = session(&client).await;
+        let (group, election) = (Membership::new(&session, &name).unwrap(), Election::new(&session, &name).unwrap());
+        let member = group.join("here").await.unwrap();
+        assert_eq!(election.leader().await.unwrap(), None);
+        let led = timeout(SOON, election.campaign("me")).await.expect("not for a member").unwrap();
+        led.resign().await.unwrap();
+        timeout(SOON, mutex(&session, &name).lock()).await.expect("not for a member").unwrap().unlock().await.unwrap();
+        let both = MultiLock::new(&session, [&name, &format!("{name}-too")]).unwrap();
+        let guard = timeout(SOON, both.try_lock()).await.expect("not for a member").unwrap();
+        let peers = group.list().await.unwrap();
+        assert_eq!(peers.iter().map(|peer| &peer.key).collect::<Vec<_>>(), [member.key()]);
+        guard.unlock().await.unwrap();
     }
 
     /// A key that is nobody's permit took one for good.

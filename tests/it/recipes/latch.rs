@@ -29,6 +29,26 @@ fn counts(txn: &TxnRequest) -> bool {
 }
 
 on_every_backend! {
+    /// A note that a user had put below `down/` opened the latch one count-down early.
+    async fn a_users_key_counts_nothing_down(backend: Backend) {
+        let (name, client) = (backend.key("latch"), backend.client());
+        let session = session(&client).await;
+        let (mine, other) = (latch(&session, &name, 2), latch(&session, &name, 2));
+        for below in ["note", "1", "0123456789ABCDEF", "0123456789abcdef0"] {
+            client.txn(Txn::new().success(Op::put(format!("{name}/down/{below}"), "a user's"))).await.unwrap();
+        }
+        assert_eq!(mine.count_down().await.unwrap(), 1);
+        let waiting = tokio::spawn(async move { other.wait().await });
+        for below in ["note", "1", "0123456789ABCDEF", "0123456789abcdef0"] {
+            client.txn(Txn::new().success(Op::put(format!("{name}/down/{below}"), "again"))).await.unwrap();
+        }
+        assert_eq!(mine.count().await.unwrap(), 1);
+        sleep(Duration::from_millis(100)).await;
+        assert!(!waiting.is_finished(), "open after one of two");
+        assert_eq!(mine.count_down().await.unwrap(), 0);
+        timeout(LONG, waiting).await.expect("open").unwrap().unwrap();
+    }
+
     /// count down 1, and 1 more at first; wait 1, and 1 more for who makes it; count 1; reset 2; nothing when it opens.
     async fn what_each_step_costs(backend: Backend) {
         let (name, counter, waiter) = (backend.key("latch"), RpcCounter::new(), RpcCounter::new());

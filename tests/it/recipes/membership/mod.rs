@@ -215,7 +215,7 @@ on_every_backend! {
             }
         }
         until("the fence of now", LONG, async || {
-            resident.fence().is_some_and(|fence| fence.key().starts_with(format!("{name}/{lease:x}-").as_bytes())).then_some(())
+            resident.fence().is_some_and(|fence| fence.key().starts_with(format!("{name}/m-{lease:x}-").as_bytes())).then_some(())
         }).await;
         resident.leave().await.unwrap();
         assert_eq!(told(&mut changes).await, "-4");
