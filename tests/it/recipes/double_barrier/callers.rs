@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
-use etcd_concurrency::{DoubleBarrier, Inside, Result};
+use etcd_concurrency::{DoubleBarrier, Inside, Op, Result, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -125,4 +125,23 @@ async fn a_caller_that_gave_up_does_not_come_back() {
         );
         timeout(S(30), fake.until(|fake| fake.snapshot().keys.is_empty())).await.expect("nothing is left");
     }
+}
+
+/// A participant's key had been put in one transaction with the ready key: for one reason it counted as inside and for another
+/// it did not, and who came asked again and again without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_key_of_the_ready_keys_own_revision_is_inside() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client_for("p")).await;
+    let both = Txn::new().success(Op::put("round/waiters/5", "")).success(Op::put("round/ready", ""));
+    fake.client().txn(both).await.unwrap();
+    let asked = fake.fault(On::rpc(Rpc::Txn).client("p"), Do::delay(Duration::from_millis(1)));
+    let caller = barrier(&session, "round", 2);
+    let waits = enters(&caller);
+    sleep(S(30)).await;
+    assert!(!waits.is_finished() && asked.hits() <= 3, "{} RPCs", asked.hits());
+    let over = Txn::new().success(Op::delete("round/waiters/5")).success(Op::delete("round/ready"));
+    fake.client().txn(over).await.unwrap();
+    let other = timeout(S(30), caller.enter()).await.expect("another round").unwrap();
+    drop((other, timeout(S(30), waits).await.expect("another round").unwrap().unwrap()));
 }
