@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
+use crate::transport::retry::{Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn};
 
 /// The writes of a key that is held, one at a time: each knows what the one before it left.
@@ -33,8 +33,10 @@ impl Writes {
         value: Bytes,
     ) -> Result<pb::ResponseHeader> {
         let mut last = self.last.lock().await;
-        // Two rounds, unless somebody else writes our key all the time.
+        // Two rounds, unless another client writes our key all the time.
+        let mut rounds = Rounds::new();
         loop {
+            rounds.again().await;
             fence.check()?;
             let txn = Txn::new()
                 .compare(Compare::mod_revision(fence.key().clone()).is(*last))

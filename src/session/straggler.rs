@@ -17,7 +17,7 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Watch, second_look};
 
@@ -91,8 +91,10 @@ impl Settler {
     }
 
     async fn look_out(&self, group: &Group) {
+        let mut rounds = Rounds::new();
         while let Err(error) = self.watch(group).await {
             group.starts_at(0);
+            rounds.again().await;
             if !matches!(error.kind(), ErrorKind::Compacted { .. }) {
                 tracing::warn!(%error, key = ?group.range, "a key that may come late cannot be watched for now");
                 sleep(second_look()).await;

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Outcome};
 
@@ -155,6 +155,42 @@ impl Backoff {
     }
 }
 
+/// Rounds of a loop that a server which makes sense ends soon: some go on at once, and what is more pauses, for longer each
+/// time, so that no server makes a client ask without end at full speed.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    /// How many were made in a row.
+    made: u32,
+    last: Instant,
+    backoff: Backoff,
+}
+
+impl Rounds {
+    pub(crate) fn new() -> Self {
+        Self { made: 0, last: Instant::now(), backoff: Backoff::default() }
+    }
+
+    /// Before another round.
+    pub(crate) async fn again(&mut self) {
+        if let Some(pause) = self.pause(Instant::now()) {
+            sleep(pause).await;
+        }
+    }
+
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        if now.saturating_duration_since(self.last) > IN_A_ROW {
+            self.made = 0;
+            self.backoff.reset();
+        }
+        (self.made, self.last) = (self.made.saturating_add(1), now);
+        (self.made > AT_ONCE).then(|| self.backoff.next())
+    }
+}
+
+/// So many rounds go on at once. A server that makes sense has a reason for each.
+const AT_ONCE: u32 = 16;
+/// Rounds that are farther apart than this are not in a row. Longer than the longest pause.
+const IN_A_ROW: Duration = Duration::from_secs(5);
 /// An attempt that the deadline cuts short says less than the error before it: with less time than this, none is made.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -231,6 +267,21 @@ mod tests {
         assert!(pauses[0] <= FIRST_PAUSE && pauses[0] >= FIRST_PAUSE / 2);
         assert!(pauses[11] <= LONGEST_PAUSE && pauses[11] >= LONGEST_PAUSE / 2);
     }
+    /// Loops whose end depends on what a server says asked one that made no sense again at once, for ever.
+    #[test]
+    fn rounds_without_end_slow_down() {
+        let (mut rounds, mut now) = (Rounds::new(), Instant::now());
+        assert!((0..AT_ONCE).all(|_| rounds.pause(now).is_none()), "some are at once");
+        let mut longest = Duration::ZERO;
+        for _ in 0..12 {
+            let pause = rounds.pause(now).expect("a pause");
+            longest = longest.max(pause);
+            now += pause;
+        }
+        assert!(longest >= LONGEST_PAUSE / 2);
+        assert_eq!(rounds.pause(now + IN_A_ROW * 2), None, "it was well meanwhile");
+    }
+
     /// There were three lists of what no time mends. By one of them a learner's refusal ended the settling of a key, by
     /// another a wrong password did not.
     #[test]
