@@ -16,7 +16,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
@@ -24,7 +24,7 @@ use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::session::Session;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{self, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch, Watcher, second_look};
 pub(crate) use copy::Change;
@@ -56,6 +56,7 @@ pub(crate) struct View {
     /// Pauses between reads that fail.
     backoff: Backoff,
     again: Option<Instant>,
+    rounds: Rounds,
 }
 
 /// So many keys were there at a revision. By what is told of that revision and those before it, so many should have been.
@@ -137,6 +138,7 @@ impl View {
                 Err(Failed::Watch(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     (self.watcher, self.read_at) = (None, None);
                     self.pending.clear();
+                    self.rounds.again().await;
                 }
                 Err(Failed::Read(error))
                     if (self.lasts || self.was_read) && !self.client.transport().is_final(error.kind()) =>
@@ -200,6 +202,7 @@ impl View {
             gaps: 0,
             backoff: Backoff::default(),
             again: None,
+            rounds: Rounds::new(),
         }
     }
 
@@ -211,8 +214,18 @@ impl View {
         let (client, parts) = (&self.client, &self.parts);
         let watcher = self.watcher.get_or_insert_with(|| client.watch(watch(parts)));
         let Some(read_at) = self.read_at else {
-            watcher.created().await.map_err(Failed::Watch)?;
-            return self.read().await.map_err(Failed::Read);
+            let look = *self.look.get_or_insert_with(|| Instant::now() + second_look());
+            let begun = match timeout_at(look, watcher.created()).await {
+                Ok(begun) => begun.map(|_| true).map_err(Failed::Watch)?,
+                Err(_) => false,
+            };
+            self.look = None;
+            let changes = self.read().await.map_err(Failed::Read)?;
+            if !begun {
+                // A watch that does not begin tells nothing: it is read now and then, and once more when it has begun.
+                self.read_at = None;
+            }
+            return Ok(changes);
         };
         while self.pending.is_empty() {
             let look = async {

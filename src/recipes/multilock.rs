@@ -78,8 +78,8 @@ impl MultiLock {
     /// [`Mutex`](crate::Mutex::lock); after a wait one more RPC proves that all are held.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or one of the waiting keys was
-    /// deleted by somebody. [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps) for more names than the server
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) as soon as the session is lost, or another client has deleted the key of
+    /// the name that is being waited for; one of the others is missed when the wait has ended. [`ErrorKind::TooManyOps`](crate::ErrorKind::TooManyOps) for more names than the server
     /// takes. Whatever keeps the server from answering until the client's request timeout.
     ///
     /// # Cancel safety

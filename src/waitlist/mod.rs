@@ -31,7 +31,7 @@ use crate::lease::Turn;
 use crate::owned::{Owned, Plan};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
 pub(crate) use foreign::passed_over;
 pub(crate) use line::{Line, Look, Predecessor, Standing};
@@ -123,9 +123,12 @@ pub(crate) fn enter(plan: Plan, lines: &[Line]) -> impl Future<Output = Result<O
         let Joined::There(mut place, standings) = joined else {
             return Err(unexpected("a join put no key and found none"));
         };
-        let mut waited = false;
+        let (mut waited, mut rounds) = (false, Rounds::new());
         for (line, mut standing) in lines.iter().zip(standings) {
             while let Standing::Behind(predecessor) = standing {
+                if waited {
+                    rounds.again().await;
+                }
                 waited = true;
                 standing = line.wait_for(line, &mut place, predecessor).await?;
             }
@@ -196,15 +199,23 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
     lines.iter().take(1).for_each(|line| line.keep_clear(&place));
     let standings = match planned.found {
         None => {
-            let mut standings = Vec::with_capacity(lines.len());
+            let (mut standings, mut further) = (Vec::with_capacity(lines.len()), false);
             for (index, line) in lines.iter().enumerate() {
                 standings.push(match line.standing(&planned.reply, index)? {
                     Some(standing) => standing,
                     None => {
+                        further = true;
                         let session = place.session().clone();
                         session.unless_lost(Box::pin(line.look_further(&mut place))).await?
                     }
                 });
+            }
+            // One who has to wait proves it afterwards.
+            let waits = standings.iter().any(|standing| *standing != Standing::First);
+            if further && lines.len() > 1 && !waits {
+                // What the put has shown of the other lines is old by now.
+                let session = place.session().clone();
+                session.unless_lost(Box::pin(place.confirm())).await?;
             }
             standings
         }

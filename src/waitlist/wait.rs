@@ -10,7 +10,7 @@
 
 use std::cmp::{max, min};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::line::{Line, Look, Predecessor, Standing, look_at};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +18,7 @@ use crate::owned::Owned;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 use crate::transport::retry::Backoff;
 use crate::txn::Txn;
-use crate::watch::{Watch, second_look};
+use crate::watch::{Watch, Watcher, second_look};
 
 impl Line {
     /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.
@@ -41,9 +41,10 @@ impl Line {
     ) -> Result<Standing> {
         let on_one_cursor = predecessor.is_first && !predecessor.is_noisy;
         let mut watcher = place.session().client().watch(self.targets(&predecessor, on_one_cursor));
-        let since = match watcher.created().await {
-            Ok(since) => since,
-            Err(error) => return look_after(order, place, error).await,
+        let since = match self.begun(order, place, &predecessor, &mut watcher).await? {
+            Err(standing) => return Ok(standing),
+            Ok(Ok(since)) => since,
+            Ok(Err(error)) => return look_after(order, place, error).await,
         };
         // What happened before the watch began is yet to be seen.
         let mut unseen = since > predecessor.seen_at;
@@ -96,6 +97,31 @@ impl Line {
             if on_one_cursor && noise > MOST_NOISE {
                 predecessor.is_noisy = true;
                 return Ok(Standing::Behind(predecessor));
+            }
+        }
+    }
+
+    /// What became of the beginning of a watch: the revision of its "now", or the error that ended it. While it does not begin
+    /// the line is looked at now and then: that may end the wait, with how the place stands.
+    async fn begun(
+        &self,
+        order: &impl Look,
+        place: &mut Owned,
+        predecessor: &Predecessor,
+        watcher: &mut Watcher,
+    ) -> Result<std::result::Result<Result<i64>, Standing>> {
+        loop {
+            if let Ok(begun) = timeout(second_look(), watcher.created()).await {
+                return Ok(Ok(begun));
+            }
+            match Box::pin(still_behind(order, place, predecessor)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(standing)) => return Ok(Err(standing)),
+                // It is tried again, as the watch is.
+                Err(error) if place.session().mends(error.kind()) => {
+                    tracing::debug!(%error, "a line is neither watched nor read for now")
+                }
+                Err(error) => return Err(error),
             }
         }
     }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::DoubleBarrier;
 use super::seat::Place;
 use crate::error::{ErrorKind, Result};
 use crate::pb::mvccpb::{KeyValue, event::EventType};
-use crate::transport::retry::Backoff;
+use crate::transport::retry::{Backoff, Rounds};
 use crate::txn::{Op, Txn};
 use crate::watch::{Events, Watch, Watcher, second_look};
 
@@ -21,15 +21,19 @@ pub(super) struct Wait {
 }
 
 impl DoubleBarrier {
-    /// Watches from now on what the wait is for.
+    /// Watches from now on what the wait is for. A watch that does not begin for a while tells of what happens from some later
+    /// time on: the looks of the wait find the rest.
     pub(super) async fn watch_for(&self, own: &Bytes) -> Result<Wait> {
+        let mut rounds = Rounds::new();
         loop {
+            rounds.again().await;
             let both = Watch::key(&self.ready).no_delete().and(Watch::key(own).no_put());
             let mut watcher = self.session.client().watch(both);
-            match watcher.created().await {
-                Ok(seen) => return Ok(Wait { watcher, seen }),
-                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
-                Err(error) => return Err(error),
+            match timeout(BEGINS, watcher.created()).await {
+                Ok(Ok(seen)) => return Ok(Wait { watcher, seen }),
+                Ok(Err(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(Wait { watcher, seen: 0 }),
             }
         }
     }
@@ -121,3 +125,6 @@ impl DoubleBarrier {
 fn is_named(ready: &[u8], token: i64) -> bool {
     ready.split(|&byte| byte == b' ').any(|name| name == token.to_string().as_bytes())
 }
+
+/// How long a caller that is to move in waits for its watch to begin.
+const BEGINS: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::core::{Core, Item, read_returns};
 use super::held::Held;
@@ -98,7 +98,17 @@ impl Core {
     /// Follows the queue until there is an item that is ours.
     async fn follow(&self, take: Take, under_way: &AtomicBool) -> Result<Held> {
         let mut watcher = self.session.client().watch(self.keys.watch());
-        watcher.created().await?;
+        // A watch that does not begin tells nothing: then the queue is looked at now and then.
+        loop {
+            if let Ok(begun) = timeout(second_look(), watcher.created()).await {
+                begun?;
+                break;
+            }
+            let looked = self.look_lasting().await?;
+            if let Ok(held) = self.take_first(looked, take, under_way).await? {
+                return Ok(held);
+            }
+        }
         let mut looked = self.look_lasting().await?;
         let mut again = Instant::now() + second_look();
         loop {

@@ -5,16 +5,17 @@ use std::future::ready;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Semaphore;
+use super::limit::Permits;
 use super::older::Older;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::fence::Fence;
 use crate::key::{prefix_end, unique_key};
 use crate::owned::{Owned, Plan, Planned};
 use crate::pb::mvccpb::event::EventType;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
 use crate::watch::{Watch, Watcher, second_look};
@@ -44,6 +45,11 @@ impl<'a> Asking<'a> {
         if permits == 0 {
             return Err(Error::invalid("permits", "none are asked for"));
         }
+        if permits > MOST_ASKED {
+            let puts = permits as usize;
+            let error = ErrorKind::TooManyOps { compares: puts, success: puts, failure: puts };
+            return Err(Error::new(error, Outcome::NotApplied).at("KV/Txn"));
+        }
         let key = unique_key(&of.queue, of.session.lease());
         let keys: Vec<_> = match permits {
             1 => vec![key],
@@ -60,10 +66,7 @@ impl<'a> Asking<'a> {
             Some(true) => of.limit.read(None)?,
             _ => of.limit.read(reply.inner_kvs(0).unwrap_or_default().first())?,
         };
-        if permits > limit.now {
-            let why = format!("{permits} are asked for, and there are {}", limit.now);
-            return Err(Error::invalid("permits", why));
-        }
+        enough(permits, limit)?;
         let asking = Self { of, permits, reach: AtomicU32::new(limit.now) };
         let rank = match found {
             // Others may have joined after an earlier attempt of ours.
@@ -79,7 +82,14 @@ impl<'a> Asking<'a> {
         };
         let rank = match rank {
             Some(rank) => rank,
-            None => of.session.unless_lost(Box::pin(asking.older(&mut place))).await?.1,
+            None => {
+                let rank = of.session.unless_lost(Box::pin(asking.older(&mut place))).await?.1;
+                if rank == Rank::In {
+                    // It may have been otherwise when our keys were put: who came since took us for one that waits.
+                    asking.mark(&place);
+                }
+                rank
+            }
         };
         Ok((asking, place, rank))
     }
@@ -89,7 +99,9 @@ impl<'a> Asking<'a> {
         if rank == Rank::In {
             return Ok(());
         }
+        let mut rounds = Rounds::new();
         while let Rank::Behind(predecessor) = rank {
+            rounds.again().await;
             let line = Line::behind(&self.of.queue, place.fence().key()).past(HELD);
             rank = match line.wait_for(self, place, predecessor).await? {
                 Standing::First => Rank::First,
@@ -121,6 +133,8 @@ impl<'a> Asking<'a> {
             let revision = reply.header.revision;
             place.proven_at(revision);
             let permits = semaphore.limit.read(reply.first(0))?;
+            // There may be fewer than when it was asked. What is asked for would never be there, and all others wait behind.
+            enough(self.permits, permits)?;
             let older = Older::of(&semaphore.queue, reply.range(1)?, fence.token(), permits, revision);
             self.reach.store(permits.now, Ordering::Relaxed);
             match older.rank(self.permits) {
@@ -142,8 +156,9 @@ impl<'a> Asking<'a> {
             let both = Watch::range(self.of.limit.key(), prefix_end(&self.of.queue));
             self.of.session.client().watch(both)
         };
-        let (mut watcher, mut backoff) = (watch(), Backoff::default());
+        let (mut watcher, mut backoff, mut rounds) = (watch(), Backoff::default(), Rounds::new());
         loop {
+            rounds.again().await;
             match self.follow_once(place, &mut watcher).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => backoff.reset(),
@@ -155,10 +170,14 @@ impl<'a> Asking<'a> {
 
     /// Reads who is older, and counts down; false where it must be read again.
     async fn follow_once(&self, place: &mut Owned, watcher: &mut Watcher) -> Result<bool> {
-        watcher.created().await?;
+        // A watch that does not begin tells nothing: then it is read now and then.
+        let begun = match timeout(second_look(), watcher.created()).await {
+            Ok(begun) => begun.map(|_| true)?,
+            Err(_) => false,
+        };
         let (older, rank) = self.older(place).await?;
-        if rank == Rank::In {
-            return Ok(true);
+        if rank == Rank::In || !begun {
+            return Ok(rank == Rank::In);
         }
         let (all, limit, read_at) = (older.is_all(), older.limit(), older.revision());
         let mut left: HashSet<Bytes> = older.into_keys().collect();
@@ -226,6 +245,16 @@ impl Look for Asking<'_> {
     }
 }
 
+/// An error where more are asked for than there are.
+fn enough(asked: u32, permits: Permits) -> Result<()> {
+    if asked <= permits.now {
+        return Ok(());
+    }
+    Err(Error::invalid("permits", format!("{asked} are asked for, and there are {}", permits.now)))
+}
+
+/// More are refused without a request: no server is set to take a transaction of so many.
+const MOST_ASKED: u32 = 1 << 16;
 /// The value of a key that had to wait and now holds.
 pub(super) const HELD: &[u8] = b"held";
 /// So many older keys are read along with a put at most.

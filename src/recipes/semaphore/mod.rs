@@ -89,7 +89,8 @@ impl Semaphore {
     /// (`--max-txn-ops` is 128, and each costs one).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for none, or more than there are. [`ErrorKind::TooManyOps`] for more than the server
+    /// [`ErrorKind::InvalidInput`] for none, or more than there are; also where there are [fewer](Self::resize) by the time
+    /// that its turn comes. [`ErrorKind::TooManyOps`] for more than the server
     /// takes. Else as [`acquire`](Self::acquire).
     ///
     /// # Cancel safety
@@ -128,6 +129,8 @@ impl Semaphore {
             if let Err(error) = owned.release().await {
                 tracing::debug!(%error, "what was put for a try is not gone yet");
             }
+            // What was read of a session that is lost by now says nothing of the others.
+            self.session.check()?;
             return Err(Error::new(ErrorKind::Locked, Outcome::NotApplied));
         }
         owned.check()?;
@@ -147,7 +150,7 @@ impl Semaphore {
     }
 
     /// Changes the number of permits, for all: two RPCs. Whoever holds one keeps it: after there are fewer, none is
-    /// given until enough have been released.
+    /// given until enough have been released. Who waits for more than there then are is told when its turn comes.
     ///
     /// Who asks from now on is still told of a mismatch by the number that the semaphore was made with.
     ///

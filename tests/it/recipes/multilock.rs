@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex as Shared};
 
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
 use etcd_concurrency::{ErrorKind, LostReason, MultiLock, Mutex, Op, Session, Txn};
 
 use super::ask;
@@ -219,5 +219,37 @@ async fn replies_that_are_lost_lose_nothing_else() {
         once();
         locks.try_lock().await.unwrap().unlock().await.unwrap();
         assert!(fake.snapshot().keys.is_empty());
+    }
+}
+
+/// Below one of two names were keys of a user's, so that who stands there took a second read; the other name had been seen
+/// free with the put. Before that read an operator deleted our key of the other name, and another client took the lock of
+/// that name. Both held it.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_takes_a_second_read_does_not_make_the_others_old() {
+    for tries in [false, true] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client()).await);
+        for n in 0..3 {
+            fake.client().txn(Txn::new().success(Op::put(format!("1/user/{n}"), ""))).await.unwrap();
+        }
+        let second_read = |txn: &TxnRequest| {
+            let of =
+                |op: &Option<Request>| matches!(op, Some(Request::RequestRange(range)) if range.limit > 2);
+            txn.success.len() == 2 && of(&txn.success[0].request)
+        };
+        let held = Hold::new();
+        fake.fault(On::rpc(Rpc::Txn).client("a").matching(second_read), Do::hold(&held));
+        let both = locks(&a, "", &[0, 1]);
+        let taking =
+            tokio::spawn(async move { if tries { both.try_lock().await } else { both.lock().await } });
+        fake.until(|_| held.held() == 1).await;
+        fake.client().txn(Txn::new().success(Op::delete_prefix("0/"))).await.unwrap();
+        let other = Mutex::new(&b, "0").unwrap().lock().await.unwrap();
+        held.release();
+        let error = taking.await.unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted), "{error}");
+        assert!(other.is_valid());
+        until_queue(&fake.client(), "1", 3).await;
     }
 }

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Op, Semaphore, Session, Stm, Txn};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Op, Outcome, Semaphore, Session, Stm, Txn};
 use tokio::time::timeout;
 
 use super::ask;
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::queue::{queue, quiet, revoke, session, until_queue};
-use crate::support::requests::released_unseen;
+use crate::support::requests::{deletes, released_unseen};
 
 fn semaphore(session: &Session, name: &str, permits: u32) -> Semaphore {
     Semaphore::new(session, name, permits).expect("a good name")
@@ -182,6 +183,38 @@ on_every_backend! {
         assert_eq!(semaphore.available_permits().await.unwrap(), 2);
     }
 
+    /// The number of permits fell below what the first in line had asked for: it waited for ever, with all behind it.
+    async fn one_who_waits_for_more_than_there_are_then_is_told(backend: Backend) {
+        let (name, client) = (backend.key("s"), backend.client());
+        let session = session(&client).await;
+        let semaphore = semaphore(&session, &name, 3);
+        let queue = format!("{name}/queue");
+        let own = || semaphore.clone();
+        let held = semaphore.acquire().await.unwrap();
+        let all = ask(&backend, &queue, 4, { let s = own(); async move { s.acquire_many(3).await } }).await;
+        let all_too = ask(&backend, &queue, 7, { let s = own(); async move { s.acquire_many(3).await } }).await;
+        let one = ask(&backend, &queue, 8, { let s = own(); async move { s.acquire().await } }).await;
+        semaphore.resize(2).await.unwrap();
+        for told in [all, all_too] {
+            let error = timeout(Duration::from_secs(30), told).await.expect("in time").unwrap().unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "permits", .. }), "{error}");
+        }
+        timeout(Duration::from_secs(30), one).await.expect("in time").unwrap().unwrap().release().await.unwrap();
+        held.release().await.unwrap();
+        until_queue(&client, &queue, 0).await;
+    }
+
+    /// All keys were made before the number was looked at.
+    async fn more_than_a_server_takes_are_not_asked_for(backend: Backend) {
+        let counter = RpcCounter::new();
+        let session = session(&backend.client_with(counter.clone())).await;
+        let semaphore = semaphore(&session, &backend.key("s"), u32::MAX);
+        counter.reset();
+        let error = semaphore.acquire_many(70_000).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::TooManyOps { .. }), "{error}");
+        assert_eq!((error.outcome(), counter.unary_total()), (Outcome::NotApplied, 0), "{counter}");
+    }
+
     /// 64 tasks over 8 sessions.
     async fn many_tasks_on_few_sessions(backend: Backend) {
         let name = backend.key("s");
@@ -321,4 +354,65 @@ async fn who_waits_behind_one_too_many_comes_in_at_once() {
     let came = tokio::time::timeout(std::time::Duration::from_secs(1), waiting).await;
     came.expect("at once").unwrap().unwrap().release().await.unwrap();
     assert!(stays.is_valid());
+}
+
+/// One who came while all permits were held looked a second time, and a permit had been released by then. It did not say so
+/// in its key, so the next one took it for one that waits, and slept beside permits that were free.
+#[tokio::test(start_paused = true)]
+async fn one_that_comes_in_by_its_second_look_says_so() {
+    let fake = FakeEtcd::start();
+    let [a, b, c] = ["a", "b", "c"].map(|name| fake.client_for(name));
+    let (a, b, c) = (session(&a).await, session(&b).await, session(&c).await);
+    let [a, b, c] = [&a, &b, &c].map(|session| semaphore(session, "s", 40));
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(a.acquire().await.unwrap());
+    }
+    let looks =
+        |txn: &TxnRequest| txn.success.iter().all(|op| matches!(op.request, Some(Request::RequestRange(_))));
+    let look =
+        fake.fault(On::rpc(Rpc::Txn).client("b").matching(looks).once(), Do::delay(Duration::from_secs(1)));
+    let first = tokio::spawn(async move { b.acquire().await });
+    fake.until(|fake| queued(fake) == 41 && look.hits() == 1).await;
+    let second = tokio::spawn(async move { c.acquire().await });
+    fake.until(|fake| queued(fake) == 42 && fake.watchers() == 2).await;
+    for permit in held.drain(..2) {
+        permit.release().await.unwrap();
+    }
+    let first = timeout(Duration::from_secs(5), first).await.expect("one is free").unwrap().unwrap();
+    let second = timeout(Duration::from_secs(5), second).await.expect("two were free").unwrap().unwrap();
+    assert!(first.token() < second.token());
+}
+
+/// While a try was given up its session's lease ended: the caller was told that others hold the permits.
+#[tokio::test(start_paused = true)]
+async fn a_try_in_a_session_that_is_lost_says_so() {
+    let fake = FakeEtcd::start();
+    let holder = session(&fake.client()).await;
+    let _held = semaphore(&holder, "s", 1).acquire().await.unwrap();
+    let trying = Session::builder(&fake.client_for("b")).ttl(Duration::from_secs(9)).open().await.unwrap();
+    let hold = Hold::new();
+    fake.fault(
+        On::rpc(Rpc::Txn).client("b").matching(|txn: &TxnRequest| deletes(txn) || nested(txn)),
+        Do::hold(&hold),
+    );
+    let tried = tokio::spawn({
+        let semaphore = semaphore(&trying, "s", 1);
+        async move { semaphore.try_acquire().await }
+    });
+    fake.until(|_| hold.held() == 1).await;
+    assert!(fake.expire_lease(trying.lease()));
+    let reason = trying.lost().await;
+    hold.release();
+    let error = tried.await.unwrap().unwrap_err();
+    assert_eq!(error.lost_reason(), Some(reason), "{error}");
+}
+
+/// It deletes within a transaction.
+fn nested(txn: &TxnRequest) -> bool {
+    let inner = txn.success.iter().filter_map(|op| match &op.request {
+        Some(Request::RequestTxn(inner)) => Some(inner),
+        _ => None,
+    });
+    inner.into_iter().any(deletes)
 }

@@ -219,6 +219,28 @@ async fn a_look_that_fails_ends_no_wait() {
     }
 }
 
+/// Watches could not be opened, through a proxy that kept their stream to itself, say, while all else went well: a waiter
+/// waited for the acknowledgement of its watch for as long as its session lasted, and did not look for itself.
+#[tokio::test(start_paused = true)]
+async fn one_whose_watch_never_begins_looks_for_itself() {
+    for wait in Wait::ALL {
+        let (fake, counter) = (FakeEtcd::start(), RpcCounter::new());
+        let (holder, waiter) = two(&fake, &counter).await;
+        fake.fault(On::open(Rpc::Watch).client("waiter"), Do::cut());
+        let making_way = wait.hold(&holder, "x", 1).await.unwrap();
+        let waiting = wait.stand(&waiter, &counter, &fake.client(), "x", (1, 1)).await;
+        let looks = counter.unary_total();
+        tokio::time::sleep(S(600)).await;
+        let looks = counter.unary_total() - looks - counter.count("KeepAlive");
+        assert!(!waiting.is_finished(), "{wait:?}");
+        assert!(looks <= 40, "{wait:?} looks too often: {counter}");
+        let making_way = tokio::spawn(making_way);
+        let waited = timeout(S(260), waiting).await;
+        waited.unwrap_or_else(|_| panic!("{wait:?} still waits")).unwrap().unwrap();
+        making_way.await.unwrap().unwrap();
+    }
+}
+
 /// Of each transaction in the whole of a wait, of who holds and of who waits, the reply is lost once: in the end all is
 /// as if none had been.
 #[tokio::test(start_paused = true)]

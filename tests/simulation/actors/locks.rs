@@ -266,10 +266,10 @@ async fn release(actor: &mut Actor, guard: Guard, session: &Session) {
     }
 }
 
-/// There are as many permits as the largest asker wants, or more: else it waits for ever.
+/// There may be fewer permits then than one that waits has asked for.
 async fn resize(actor: &mut Actor, session: &Session) {
     let Ok(semaphore) = Semaphore::new(session, "semaphore", PERMITS) else { return };
-    let permits = actor.rng.u32(PERMITS..2 * PERMITS);
+    let permits = actor.rng.u32(1..2 * PERMITS);
     let resizing = semaphore.resize(permits);
     if let Some(Ok(())) =
         actor.world.wait("a change of permits", &mut actor.rng, Some(session), resizing).await
