@@ -1,6 +1,7 @@
 //! Fences: who holds a key of a session, and transactions that the server commits only while it stands.
 
 mod blind;
+mod watched;
 
 use std::fmt;
 use std::future::Future;
@@ -11,18 +12,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::SetOnce;
-use tokio::time::Instant;
+use tokio::time::timeout;
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::{Held, Lease};
 use crate::pb::etcdserverpb as pb;
-use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::session::Session;
 use crate::transport::retry::Repeat;
-use crate::txn::{Compare, Op, Txn, TxnReply, revision};
-use crate::watch::Watch;
-use blind::Blind;
+use crate::txn::{Compare, Op, Txn, TxnReply};
 
 /// What is held: a key of a session, of one incarnation. Every guard dereferences to its fence.
 ///
@@ -167,6 +165,19 @@ impl Fence {
         if self.is_own_line(key) { Err(refused()) } else { Ok(()) }
     }
 
+    /// An error for what is not to be put behind this fence, as it would keep others waiting for ever.
+    pub(crate) fn permits(&self, txn: &Txn) -> Result<()> {
+        if let Some(put) = txn.puts_any(&|put| self.is_own_line(&put.key)) {
+            self.may_put(&put.key)?;
+        }
+        let detaches = |put: &pb::PutRequest| {
+            put.lease != self.0.lease.id() && !put.ignore_lease && self.keys().contains(&put.key)
+        };
+        let goes_alone = "is the guard's own, and would not go with the session's lease";
+        let refused = |put: &pb::PutRequest| Error::invalid("lease", format!("{:?} {goes_alone}", put.key));
+        txn.puts_any(&detaches).map_or(Ok(()), |put| Err(refused(put)))
+    }
+
     /// Compares that hold only while all keys of the guard exist.
     pub(crate) fn stands_whole(&self) -> impl Iterator<Item = Compare> {
         self.keys().iter().map(|key| Compare::create_revision(key.clone()).is(self.0.create_revision))
@@ -202,55 +213,13 @@ impl Fence {
         }
     }
 
-    /// Resolves once the server says that the key, of this create_revision, is gone.
-    ///
-    /// It goes on whatever happens to the watch: then the key is read, again and again, and watched from there.
-    async fn key_deleted(&self) {
-        // What happened since the key was created: nothing can have been missed.
-        let mut from = self.0.create_revision + 1;
-        let mut blind = Blind::default();
-        loop {
-            let start = Instant::now();
-            let Err(error) = self.watch_after(from).await else { return };
-            if start.elapsed() >= LASTS {
-                blind = Blind::default();
-            }
-            blind.pause(&error).await;
-            match Box::pin(self.stands()).await {
-                Ok(Some(revision)) => from = revision + 1,
-                Ok(None) => return,
-                Err(error) => blind.pause(&error).await,
-            }
-        }
-    }
-
-    /// Waits for the key's end by a watch, until that tells or ends.
-    async fn watch_after(&self, revision: i64) -> Result<()> {
-        let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
-        let mut watcher = self.0.client.watch(watch);
-        loop {
-            let events = watcher.next().await?;
-            if events.events.iter().any(|event| self.is_end(event)) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The revision at which the key was read and stood, if it did.
-    async fn stands(&self) -> Result<Option<i64>> {
-        let request = pb::RangeRequest { key: self.0.key.clone(), keys_only: true, ..Default::default() };
-        let range = self.0.lease.learn_of_past(self.0.client.transport().range(request).await)?;
-        let revision = revision(&range)?;
-        Ok(range.kvs.first().is_some_and(|kv| self.is_this(kv)).then_some(revision))
-    }
-
     /// The key is gone: whose doing was it? A lease that is gone takes its keys along, and its end is the better reason.
     pub(crate) async fn why(&self) -> LostReason {
         self.0.gone.store(true, Ordering::Release);
         let lease = &self.0.lease;
         // Boxed: everything that waits for a loss would be as large.
         let asked = Box::pin(lease.ask());
-        let reason = match tokio::time::timeout(PATIENCE, asked).await {
+        let reason = match timeout(PATIENCE, asked).await {
             Ok(Ok(Some(reason))) => reason,
             // It stands, or that cannot be told in time: what is known is that the key is gone.
             _ => lease.lost_reason().unwrap_or(LostReason::KeyDeleted),
@@ -259,20 +228,6 @@ impl Fence {
         reason
     }
 
-    fn is_end(&self, event: &crate::pb::mvccpb::Event) -> bool {
-        event.r#type() == EventType::Delete
-            && event
-                .kv
-                .as_ref()
-                .is_some_and(|kv| kv.key == self.0.key && kv.mod_revision > self.0.create_revision)
-    }
-
-    fn is_this(&self, kv: &KeyValue) -> bool {
-        kv.key == self.0.key && kv.create_revision == self.0.create_revision
-    }
-}
-
-impl Fence {
     /// What a turn goes with, while this is what the user holds.
     pub(crate) fn held(&self) -> Arc<dyn Held> {
         self.0.clone()
@@ -362,15 +317,15 @@ impl FencedTxn<'_> {
     /// # Errors
     /// [`ErrorKind::Fenced`] when the guard's key is gone: nothing was applied, and the guard is lost.
     /// [`ErrorKind::InvalidInput`] for a put of a key below the name of the guard's own lock, `{name}/…`: Go's clients would
-    /// wait for that key as for a holder's. Nothing was sent. [`ErrorKind::Lost`] when the session or guard is lost already: nothing was sent. For everything else
+    /// wait for that key as for a holder's; and for one of the guard's own key without its session's lease, after whose end
+    /// it would stay. Nothing was sent. [`ErrorKind::Lost`] when the session or guard is lost already: nothing was sent. For
+    /// everything else
     /// [`Error::outcome`] says whether it was applied; a write of unknown outcome is not repeated.
     ///
     /// # Cancel safety
     /// Not safe: a transaction whose future is dropped may have been applied, or not.
     pub async fn commit(self) -> Result<TxnReply> {
-        if let Some(key) = self.txn.puts_any(&|key| self.fence.is_own_line(key)) {
-            self.fence.may_put(key)?;
-        }
+        self.fence.permits(&self.txn)?;
         // Saves the server the trouble, and whoever wakes late the wait for its answer.
         self.fence.check()?;
         let fenced = |txn: Txn| self.fence.stands_whole().fold(txn, Txn::compare);
@@ -398,7 +353,5 @@ impl FencedTxn<'_> {
     }
 }
 
-/// A watch that has lasted so long was a good one.
-const LASTS: Duration = Duration::from_secs(60);
 /// How long the reason for a loss is worth waiting for; that it is lost is known already.
 const PATIENCE: Duration = Duration::from_secs(1);

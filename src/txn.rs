@@ -67,11 +67,14 @@ impl Txn {
         !named.is_empty() && named.iter().all(|named| *named == lease)
     }
 
-    /// A key that it may put for which this holds.
-    pub(crate) fn puts_any(&self, is: &impl Fn(&[u8]) -> bool) -> Option<&Bytes> {
-        fn any<'a>(ops: impl Iterator<Item = &'a Request>, is: &impl Fn(&[u8]) -> bool) -> Option<&'a Bytes> {
+    /// A put that it may make for which this holds.
+    pub(crate) fn puts_any(&self, is: &impl Fn(&pb::PutRequest) -> bool) -> Option<&pb::PutRequest> {
+        fn any<'a>(
+            ops: impl Iterator<Item = &'a Request>,
+            is: &impl Fn(&pb::PutRequest) -> bool,
+        ) -> Option<&'a pb::PutRequest> {
             ops.into_iter().find_map(|op| match op {
-                Request::RequestPut(put) => is(&put.key).then_some(&put.key),
+                Request::RequestPut(put) => is(put).then_some(put),
                 Request::RequestTxn(txn) => {
                     let inner = txn.success.iter().chain(&txn.failure);
                     // Boxed, since one may stand in another without end.

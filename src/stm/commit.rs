@@ -50,6 +50,7 @@ impl Stm {
         loop {
             self.standing()?;
             let (txn, again) = self.transaction(sets, attempt, mark.as_deref());
+            self.fence.as_ref().map_or(Ok(()), |fence| fence.permits(&txn))?;
             let answer = match &mut mark {
                 Some(mark) => mark.send(txn).await,
                 None => {

@@ -246,7 +246,8 @@ impl Stm {
     ///   and whatever else the server refuses the commit for; what keeps it from being asked until the client's request
     ///   timeout. Nothing was written.
     /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for limits of no attempt, an empty key to prefetch, or
-    ///   markers below the name of the lock that is the fence. Nothing was sent.
+    ///   markers below the name of the lock that is the fence; and for a put of the fence's own key without its lease. Nothing
+    ///   was written.
     ///
     /// # Panics
     /// Where the closure does; what that attempt was to write is not written.

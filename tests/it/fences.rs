@@ -1,8 +1,12 @@
 //! What a guard's fence keeps from being applied.
 
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::PutRequest;
 use etcd_concurrency::{
-    Client, DoubleBarrier, Election, ErrorKind, Fence, Membership, MultiLock, Mutex, Op, Outcome, Queue,
-    RwLock, Semaphore, Txn,
+    Client, DoubleBarrier, Election, ErrorKind, Fence, LostReason, Membership, MultiLock, Mutex, Op, Outcome,
+    Queue, RwLock, Semaphore, Stm, Txn,
 };
 
 use crate::support::backend::on_every_backend;
@@ -59,4 +63,92 @@ on_every_backend! {
             assert_eq!(found(&client, &name("fine")).await, 1, "{who} deleted without its key");
         }
     }
+
+    /// A guard's transaction put the guard's own key without the session's lease. The holder crashed, and the key stayed for
+    /// ever: the lock was never free again.
+    async fn a_guards_own_key_keeps_its_lease(backend: Backend) {
+        let client = backend.client();
+        let session = session(&client).await;
+        let name = |of: &str| backend.key(of);
+        let mutex = Mutex::new(&session, name("mutex")).unwrap().lock().await.unwrap();
+        let reading = RwLock::new(&session, name("read")).unwrap().read().await.unwrap();
+        let writing = RwLock::new(&session, name("write")).unwrap().write().await.unwrap();
+        let permits = Semaphore::new(&session, name("permits"), 3).unwrap().acquire_many(2).await.unwrap();
+        let both = MultiLock::new(&session, [name("one"), name("two")]).unwrap().lock().await.unwrap();
+        let leading = Election::new(&session, name("election")).unwrap().campaign("me").await.unwrap();
+        let member = Membership::new(&session, name("members")).unwrap().join("me").await.unwrap();
+        let inside = DoubleBarrier::new(&session, name("rounds"), 1).unwrap().enter().await.unwrap();
+        let queue = Queue::new(&session, name("queue")).unwrap();
+        queue.enqueue("item").await.unwrap();
+        let job = queue.take().await.unwrap();
+        let fences: [(&str, &Fence); 9] = [
+            ("mutex", &mutex),
+            ("reader", &reading),
+            ("writer", &writing),
+            ("permits", &permits),
+            ("several locks", &both.fences()[1]),
+            ("leader", &leading),
+            ("member", &member),
+            ("participant", &inside),
+            ("job", &job),
+        ];
+        let stm = Stm::new(&client);
+        for (who, fence) in fences {
+            let own = fence.key().clone();
+            let detached = || Op::put(own.clone(), "busy");
+            let nested = Op::txn(Txn::new().failure(detached()));
+            let others = Op::put_with_lease(own.clone(), "busy", 7);
+            for refused in [fence.txn().success(detached()), fence.txn().success(nested), fence.txn().success(others)] {
+                let error = refused.commit().await.unwrap_err();
+                assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "lease", .. }), "{who}: {error}");
+                assert_eq!(error.outcome(), Outcome::NotApplied);
+            }
+            let stm = stm.clone().fenced(fence);
+            let error = stm.run(|txn| {
+                let put = txn.put(own.clone(), "busy");
+                async move { put }
+            }).await.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "lease", .. }), "{who}: {error}");
+            let held = found(&client, std::str::from_utf8(&own).unwrap()).await;
+            assert_eq!(held, 1, "{who}");
+            if who == "permits" || who == "job" {
+                continue; // What these keys say is read by others.
+            }
+            let keeps = PutRequest { key: own.clone(), value: "busy".into(), ignore_lease: true, ..Default::default() };
+            assert!(fence.txn().success(Op::from(keeps)).commit().await.unwrap().succeeded, "{who}");
+            let leased = Op::put_with_lease(own.clone(), "busy", session.lease());
+            assert!(fence.txn().success(leased).commit().await.unwrap().succeeded, "{who}");
+        }
+    }
+
+    /// The STM behind a fence put keys below the lock's own name, which Go's clients wait for.
+    async fn a_fenced_run_puts_nothing_below_the_locks_name(backend: Backend) {
+        let (name, client) = (backend.key("lock"), backend.client());
+        let session = session(&client).await;
+        let guard = Mutex::new(&session, &name).unwrap().lock().await.unwrap();
+        let stm = Stm::new(&client).fenced(&guard);
+        let error = stm.run(|txn| {
+            let put = txn.put(format!("{name}/owner"), "me");
+            async move { put }
+        }).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "key", .. }), "{error}");
+        assert_eq!(found(&client, &format!("{name}/")).await, 1);
+    }
+}
+
+/// The watch of a guard's key could not be opened, while all else went well. The key was deleted, another client held the
+/// lock, and the work that the guard ran was not stopped.
+#[tokio::test(start_paused = true)]
+async fn a_guard_whose_watch_never_begins_looks_for_itself() {
+    let fake = FakeEtcd::start();
+    fake.fault(On::open(Rpc::Watch).client("holder"), Do::cut());
+    let session = session(&fake.client_for("holder")).await;
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    let key = guard.key().clone();
+    let working = tokio::spawn(guard.run(std::future::pending::<()>()));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!working.is_finished());
+    fake.client().txn(Txn::new().success(Op::delete(key))).await.unwrap();
+    let stopped = tokio::time::timeout(Duration::from_secs(130), working).await.expect("in time").unwrap();
+    assert_eq!(stopped.unwrap_err().lost_reason(), Some(LostReason::KeyDeleted));
 }

@@ -1,0 +1,85 @@
+//! How a guard finds out that its key is gone.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::Fence;
+use super::blind::Blind;
+use crate::error::Result;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::txn::revision;
+use crate::watch::{Watch, second_look};
+
+impl Fence {
+    /// Resolves once the server says that the key, of this create_revision, is gone.
+    ///
+    /// It goes on whatever happens to the watch: then the key is read, again and again, and watched from there.
+    pub(super) async fn key_deleted(&self) {
+        // What happened since the key was created: nothing can have been missed.
+        let mut from = self.0.create_revision + 1;
+        let mut blind = Blind::default();
+        loop {
+            let start = Instant::now();
+            let Err(error) = self.watch_after(from).await else { return };
+            if start.elapsed() >= LASTS {
+                blind = Blind::default();
+            }
+            blind.pause(&error).await;
+            match Box::pin(self.stands()).await {
+                Ok(Some(revision)) => from = revision + 1,
+                Ok(None) => return,
+                Err(error) => blind.pause(&error).await,
+            }
+        }
+    }
+
+    /// Waits for the key's end by a watch, until that tells or ends.
+    async fn watch_after(&self, revision: i64) -> Result<()> {
+        let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
+        let mut watcher = self.0.client.watch(watch);
+        // A watch that does not begin tells nothing: then the key is read now and then.
+        loop {
+            match timeout(second_look(), watcher.created()).await {
+                Ok(begun) => {
+                    begun?;
+                    break;
+                }
+                Err(_) if matches!(Box::pin(self.stands()).await, Ok(None)) => return Ok(()),
+                Err(_) => {}
+            }
+        }
+        loop {
+            let events = watcher.next().await?;
+            if events.events.iter().any(|event| self.is_end(event)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The revision at which the key was read and stood, if it did.
+    async fn stands(&self) -> Result<Option<i64>> {
+        let request = pb::RangeRequest { key: self.0.key.clone(), keys_only: true, ..Default::default() };
+        let range = self.0.lease.learn_of_past(self.0.client.transport().range(request).await)?;
+        let revision = revision(&range)?;
+        Ok(range.kvs.first().is_some_and(|kv| self.is_this(kv)).then_some(revision))
+    }
+
+    fn is_end(&self, event: &Event) -> bool {
+        event.r#type() == EventType::Delete
+            && event
+                .kv
+                .as_ref()
+                .is_some_and(|kv| kv.key == self.0.key && kv.mod_revision > self.0.create_revision)
+    }
+
+    fn is_this(&self, kv: &KeyValue) -> bool {
+        kv.key == self.0.key && kv.create_revision == self.0.create_revision
+    }
+}
+
+impl Fence {}
+
+/// A watch that has lasted so long was a good one.
+const LASTS: Duration = Duration::from_secs(60);
