@@ -69,8 +69,9 @@ impl Barrier {
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if it is held already; the error's source says since which revision.
-    /// [`ErrorKind::Lost`] when the session is lost. Whatever keeps the server from answering until the client's request
-    /// timeout.
+    /// [`ErrorKind::Lost`] when the session is lost; with the outcome [`Unknown`](Outcome::Unknown) while the hold was under
+    /// way, which may then stand until the server can be reached. Whatever keeps the server from answering until the
+    /// client's request timeout.
     ///
     /// # Cancel safety
     /// A hold whose future is dropped is taken back in the background.

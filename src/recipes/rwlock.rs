@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{asked, below};
-use crate::error::{LostReason, Result};
+use crate::error::Result;
 use crate::key::{Claim, unique_key};
 use crate::owned::{Owned, Plan, guard};
 use crate::session::Session;
@@ -190,10 +190,7 @@ impl RwLockWriteGuard {
         let txn = Txn::new().compare(fence.is_owner()).success(open);
         match self.session().transact(txn, Repeat::Harmless).await?.value.succeeded {
             true => Ok(RwLockReadGuard { owned: self.owned }),
-            false => {
-                fence.fall(LostReason::KeyDeleted);
-                Err(fence.lost().await.into())
-            }
+            false => Err(fence.why().await.into()),
         }
     }
 }

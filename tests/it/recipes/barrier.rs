@@ -201,6 +201,28 @@ async fn a_hold_of_unknown_fate_is_taken_back() {
     assert_eq!(fake.revision(), before);
 }
 
+/// The session was lost while a hold was under way that had been applied, and the caller was told that it was not.
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_the_sessions_end_cuts_short_may_have_been_made() {
+    for nth in [1, 2] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client_for("a")).ttl(S(3)).open().await.unwrap();
+        let gate = barrier(&session, "gate");
+        let writes = On::rpc(Rpc::Txn).client("a").matching(writes);
+        let lost = fake.fault(writes.nth(nth), Do::lose_reply_by(LoseReply::Hang));
+        let holding = tokio::spawn(async move { gate.hold().await });
+        fake.until(|_| lost.hits() == 1).await;
+        fake.partition("a");
+        let error = holding.await.unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+        // It goes as soon as the server can be reached, or with the lease.
+        fake.heal("a");
+        let gone = fake.until(|fake| fake.snapshot().get("gate").is_none());
+        timeout(S(120), gone).await.expect("it is taken back");
+    }
+}
+
 /// etcd#22082, for barriers: a release that is repeated, or late, must not release the next hold.
 #[tokio::test(start_paused = true)]
 async fn a_late_release_never_releases_a_later_hold() {

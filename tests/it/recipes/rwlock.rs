@@ -102,6 +102,16 @@ on_every_backend! {
         assert_eq!(counter.unary_total(), 0, "{counter}");
     }
 
+    /// A lease that is gone takes its keys along: a downgrade then said that the key was deleted.
+    async fn a_downgrade_after_the_leases_end_says_so(backend: Backend) {
+        let client = backend.client();
+        let session = session(&client).await;
+        let writing = RwLock::new(&session, backend.key("lock")).unwrap().write().await.unwrap();
+        revoke(&client, session.lease()).await;
+        let error = writing.downgrade().await.unwrap_err();
+        assert!(matches!(error.lost_reason(), Some(LostReason::Revoked | LostReason::LeaseGone)), "{error}");
+    }
+
     async fn a_writer_that_downgrades_lets_readers_in_but_no_writer(backend: Backend) {
         let (name, client) = (backend.key("lock"), backend.client());
         let session = session(&client).await;
