@@ -42,6 +42,19 @@ on_every_backend! {
             println!("{what}: {refused}");
             assert!(refused.to_string().contains("space"), "{what}: {refused}");
         }
+        // A put within a transaction within is counted since 3.7.1, and by later releases of 3.5 and 3.6; those before apply it.
+        let inner = || Op::txn(Txn::new().success(Op::put(other.clone(), "")));
+        let beside = Txn::new().success(inner()).success(Op::put(backend.key("beside"), ""));
+        assert!(client.txn(beside).await.expect_err("a put at the top").to_string().contains("space"));
+        let nested = client.txn(Txn::new().success(inner())).await;
+        println!("a put within: {nested:?}");
+        match backend.version() {
+            Some(Version::V3_4) => {
+                assert!(nested.expect("applied").succeeded);
+                client.txn(Txn::new().success(Op::delete(other.clone()))).await.expect("deletes are done");
+            }
+            _ => assert!(nested.expect_err("a put within").to_string().contains("space")),
+        }
         let refused = client.lease_client().lease_grant(grant(8)).await;
         let refused = refused.expect_err("a lease takes space");
         assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, NO_SPACE));
