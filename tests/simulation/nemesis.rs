@@ -77,7 +77,7 @@ pub(crate) async fn strike(world: Rc<World>, start: Instant, event: Event) {
             }
         }
         What::StraggleLong { client, share, longest, lasts } => {
-            world.straggles(lasts + longest);
+            world.straggles(lasts, longest);
             let on = On::rpc(Rpc::Txn).client(CLIENTS[client]).probability(share);
             mend(fake.fault(on, Do::delay_up_to(longest)), lasts).await;
         }

@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) stopped: [Hold; 2],
     /// When the last call has arrived that straggles.
     pub(crate) last_straggler: Cell<Instant>,
+    /// What one call may straggle for, if it is struck by all that makes calls straggle.
+    longest: Cell<Duration>,
     phase: Cell<Phase>,
     violation: RefCell<Option<String>>,
     violated: Notify,
@@ -101,6 +103,7 @@ impl World {
             broken: RefCell::default(),
             stopped: [Hold::new(), Hold::new()],
             last_straggler: Cell::new(Instant::now()),
+            longest: Cell::new(Duration::ZERO),
             phase: Cell::new(Phase::Rough),
             violation: RefCell::default(),
             violated: Notify::new(),
@@ -162,9 +165,11 @@ impl World {
         self.sessions.borrow_mut().remove(&(client, slot))
     }
 
-    /// Something that was sent may arrive until then.
-    pub(crate) fn straggles(&self, longest: Duration) {
-        self.last_straggler.set(self.last_straggler.get().max(Instant::now() + longest));
+    /// What is sent from now on may take so long to arrive; and longer where it straggles for several reasons, which add up.
+    pub(crate) fn straggles(&self, lasts: Duration, longest: Duration) {
+        self.longest.set(self.longest.get() + longest);
+        let last = Instant::now() + lasts + self.longest.get();
+        self.last_straggler.set(self.last_straggler.get().max(last));
     }
 
     pub(crate) fn drop_sessions(&self) {
