@@ -1,12 +1,13 @@
 //! What a guard's fence keeps from being applied.
 
+use std::any::Any;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::PutRequest;
 use etcd_concurrency::{
     Client, DoubleBarrier, Election, ErrorKind, Fence, LostReason, Membership, MultiLock, Mutex, Op, Outcome,
-    Queue, RwLock, Semaphore, Stm, Txn,
+    Queue, RwLock, Semaphore, Session, Stm, Txn,
 };
 
 use crate::support::backend::on_every_backend;
@@ -18,6 +19,41 @@ async fn found(client: &Client, key: &str) -> usize {
     reply.kvs(0).expect("a range").len()
 }
 
+/// Guards of all kinds, and a fence of each.
+struct Everything {
+    fences: Vec<(&'static str, Fence)>,
+    _guards: Box<dyn Any + Send>,
+}
+
+async fn everything(session: &Session, name: impl Fn(&str) -> String) -> Everything {
+    let mutex = Mutex::new(session, name("mutex")).unwrap().lock().await.unwrap();
+    let reading = RwLock::new(session, name("read")).unwrap().read().await.unwrap();
+    let writing = RwLock::new(session, name("write")).unwrap().write().await.unwrap();
+    let permits = Semaphore::new(session, name("permits"), 3).unwrap().acquire_many(2).await.unwrap();
+    let both = MultiLock::new(session, [name("one"), name("two")]).unwrap().lock().await.unwrap();
+    let leading = Election::new(session, name("election")).unwrap().campaign("me").await.unwrap();
+    let member = Membership::new(session, name("members")).unwrap().join("me").await.unwrap();
+    let inside = DoubleBarrier::new(session, name("rounds"), 1).unwrap().enter().await.unwrap();
+    let queue = Queue::new(session, name("queue")).unwrap();
+    queue.enqueue("item").await.unwrap();
+    let job = queue.take().await.unwrap();
+    let fences: [(&str, &Fence); 9] = [
+        ("mutex", &mutex),
+        ("reader", &reading),
+        ("writer", &writing),
+        ("permits", &permits),
+        ("several locks", &both.fences()[1]),
+        ("leader", &leading),
+        ("member", &member),
+        ("participant", &inside),
+        ("job", &job),
+    ];
+    Everything {
+        fences: fences.into_iter().map(|(who, fence)| (who, fence.clone())).collect(),
+        _guards: Box::new((mutex, reading, writing, permits, both, leading, member, inside, job)),
+    }
+}
+
 on_every_backend! {
     /// A holder's transaction had operations for when its compares fail, and, this time, no compare. The holder's key had
     /// been deleted by another client. The server found the fence's own compares to fail, applied the holder's operations
@@ -26,30 +62,9 @@ on_every_backend! {
         let client = backend.client();
         let session = session(&client).await;
         let name = |of: &str| backend.key(of);
-        let mutex = Mutex::new(&session, name("mutex")).unwrap().lock().await.unwrap();
-        let reading = RwLock::new(&session, name("read")).unwrap().read().await.unwrap();
-        let writing = RwLock::new(&session, name("write")).unwrap().write().await.unwrap();
-        let permits = Semaphore::new(&session, name("permits"), 3).unwrap().acquire_many(2).await.unwrap();
-        let both = MultiLock::new(&session, [name("one"), name("two")]).unwrap().lock().await.unwrap();
-        let leading = Election::new(&session, name("election")).unwrap().campaign("me").await.unwrap();
-        let member = Membership::new(&session, name("members")).unwrap().join("me").await.unwrap();
-        let inside = DoubleBarrier::new(&session, name("rounds"), 1).unwrap().enter().await.unwrap();
-        let queue = Queue::new(&session, name("queue")).unwrap();
-        queue.enqueue("item").await.unwrap();
-        let job = queue.take().await.unwrap();
-        let fences: [(&str, &Fence); 9] = [
-            ("mutex", &mutex),
-            ("reader", &reading),
-            ("writer", &writing),
-            ("permits", &permits),
-            ("several locks", &both.fences()[1]),
-            ("leader", &leading),
-            ("member", &member),
-            ("participant", &inside),
-            ("job", &job),
-        ];
+        let held = everything(&session, name).await;
         let key = name("written");
-        for (who, fence) in fences {
+        for &(who, ref fence) in &held.fences {
             let write = || {
                 let txn = fence.txn().success(Op::put(name("fine"), who));
                 txn.failure(Op::put(key.clone(), who)).failure(Op::delete(name("fine")))
@@ -69,31 +84,9 @@ on_every_backend! {
     async fn a_guards_own_key_keeps_its_lease(backend: Backend) {
         let client = backend.client();
         let session = session(&client).await;
-        let name = |of: &str| backend.key(of);
-        let mutex = Mutex::new(&session, name("mutex")).unwrap().lock().await.unwrap();
-        let reading = RwLock::new(&session, name("read")).unwrap().read().await.unwrap();
-        let writing = RwLock::new(&session, name("write")).unwrap().write().await.unwrap();
-        let permits = Semaphore::new(&session, name("permits"), 3).unwrap().acquire_many(2).await.unwrap();
-        let both = MultiLock::new(&session, [name("one"), name("two")]).unwrap().lock().await.unwrap();
-        let leading = Election::new(&session, name("election")).unwrap().campaign("me").await.unwrap();
-        let member = Membership::new(&session, name("members")).unwrap().join("me").await.unwrap();
-        let inside = DoubleBarrier::new(&session, name("rounds"), 1).unwrap().enter().await.unwrap();
-        let queue = Queue::new(&session, name("queue")).unwrap();
-        queue.enqueue("item").await.unwrap();
-        let job = queue.take().await.unwrap();
-        let fences: [(&str, &Fence); 9] = [
-            ("mutex", &mutex),
-            ("reader", &reading),
-            ("writer", &writing),
-            ("permits", &permits),
-            ("several locks", &both.fences()[1]),
-            ("leader", &leading),
-            ("member", &member),
-            ("participant", &inside),
-            ("job", &job),
-        ];
+        let held = everything(&session, |of| backend.key(of)).await;
         let stm = Stm::new(&client);
-        for (who, fence) in fences {
+        for &(who, ref fence) in &held.fences {
             let own = fence.key().clone();
             let detached = || Op::put(own.clone(), "busy");
             let nested = Op::txn(Txn::new().failure(detached()));

@@ -268,11 +268,7 @@ async fn a_refused_watch_is_no_open_barrier() {
 #[test]
 fn random_schedules() {
     explore(async |world: World| {
-        let mut actors = JoinSet::new();
-        for actor in 0..6 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
-        }
+        let actors = world.actors(act);
         let held: Vec<(i64, i64)> = actors.join_all().await.into_iter().flatten().collect();
         let told = |revision: i64| held.iter().any(|(from, to)| (from + 1..=*to).contains(&revision));
         let settled =

@@ -208,11 +208,7 @@ async fn what_nobody_can_tell_is_unknown() {
 #[test]
 fn random_schedules() {
     explore(async |world: World| {
-        let mut actors = JoinSet::new();
-        for actor in 0..6 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
-        }
+        let actors = world.actors(act);
         let told = actors.join_all().await;
         sleep(S(60)).await;
         world.recorded(world.revision()).await;

@@ -252,11 +252,7 @@ async fn what_comes_late_is_of_no_other_round() {
 fn random_schedules() {
     const COUNT: u32 = 5;
     explore(async |world: World| {
-        let mut actors = JoinSet::new();
-        for actor in 0..6 {
-            let world = world.clone();
-            actors.spawn(async move { act(world, actor).await });
-        }
+        let actors = world.actors(act);
         let begun: usize = actors.join_all().await.into_iter().sum();
         world.recorded(world.revision()).await;
         let counted = world.between(0, world.revision());

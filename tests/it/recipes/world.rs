@@ -15,6 +15,7 @@ use etcd_concurrency::pb::mvccpb::{Event, KeyValue, event::EventType};
 use etcd_concurrency::{Client, Session};
 use fastrand::Rng;
 use tokio::runtime::Builder;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::support::backend::Backend;
@@ -77,6 +78,14 @@ impl World {
     /// What one actor draws.
     pub(super) fn rng(&self, actor: usize) -> Rng {
         Rng::with_seed(self.seed ^ (actor as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// Six actors that act at the same time.
+    pub(super) fn actors<T: Send + 'static, F>(&self, act: impl Fn(World, usize) -> F) -> JoinSet<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        (0..6).map(|actor| act(self.clone(), actor)).collect()
     }
 
     pub(super) fn client(&self, actor: usize) -> Client {

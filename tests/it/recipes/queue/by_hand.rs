@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{LostReason, Op, Outcome, Queue, Txn};
+use etcd_concurrency::{LostReason, Op, Outcome, Queue, Session, Txn};
 use tokio::time::{sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
@@ -15,21 +15,26 @@ async fn delete(fake: &FakeEtcd, prefixes: &[&str]) {
     fake.client().txn(deletes.fold(Txn::new(), Txn::success)).await.unwrap();
 }
 
+/// A dequeue was dropped, and its give-back is on the way: the session that took the item, and another's queue.
+async fn on_its_way_back() -> (FakeEtcd, Session, Queue) {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
+    timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+    sleep(S(1)).await;
+    (fake, a, other)
+}
+
 /// A dequeue was dropped, and its give-back was on the way when an operator deleted the claim: the next consumer had the item,
 /// and was done with it, when it was put again, and came a second time. And an item that the operator deleted came back.
 #[tokio::test(start_paused = true)]
 async fn an_item_is_not_put_again_after_its_claim_was_deleted() {
     for alive in [true, false] {
         for with_item in [false, true] {
-            let fake = FakeEtcd::start();
-            let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-            let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
-            other.enqueue("item").await.unwrap();
-            fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
-            fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
-            timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
-            // It is on its way.
-            sleep(S(1)).await;
+            let (fake, a, other) = on_its_way_back().await;
             match with_item {
                 true => delete(&fake, &["q/claims/", "q/items/"]).await,
                 false => {
@@ -71,15 +76,7 @@ async fn an_item_that_was_given_back_is_not_put_again() {
 /// An operator deleted the claim alone, and the session ended before the item was given back: it was bound to the lease still.
 #[tokio::test(start_paused = true)]
 async fn an_item_whose_claim_was_deleted_outlives_the_session() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
-    other.enqueue("item").await.unwrap();
-    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
-    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
-    timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
-    // It is on its way.
-    sleep(S(1)).await;
+    let (fake, a, other) = on_its_way_back().await;
     delete(&fake, &["q/claims/"]).await;
     fake.revoke_lease(a.lease());
     assert_eq!(count(&fake, "items"), 0);
