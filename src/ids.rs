@@ -25,6 +25,16 @@ pub(crate) fn draw() -> u64 {
     }
 }
 
+/// An id for a lease: 63 random bits, and never 0, for which the server would choose one.
+pub(crate) fn lease() -> i64 {
+    loop {
+        let id = i64::try_from(draw() >> 1).unwrap_or_default();
+        if id != 0 {
+            return id;
+        }
+    }
+}
+
 /// For simulations, which run again as they did: what this thread draws from here on repeats with the seed.
 #[allow(dead_code, reason = "for the fake alone, without which nothing can ask for it")]
 pub(crate) fn repeat(seed: u64) {

@@ -79,7 +79,5 @@ impl Fence {
     }
 }
 
-impl Fence {}
-
 /// A watch that has lasted so long was a good one.
 const LASTS: Duration = Duration::from_secs(60);

@@ -19,7 +19,7 @@ use crate::view::View;
 ///
 /// The first client that counts down or waits makes it, with its count, in `{name}/count`; others must have the same.
 /// Each count-down is a key of its own, `{name}/down/{16 random hex digits}`: a request that is repeated counts once,
-/// and no two are ever in each other's way. Keys of other shapes below `down/` count for nothing. The keys have no lease: what is counted stays counted, whoever dies.
+/// and no two are ever in each other's way. Keys of other shapes below `down/` count for nothing. The keys have no lease: what is counted stays counted when its client dies.
 /// [`reset`](Self::reset) takes them away and closes the latch for another round.
 ///
 /// Every count-down is told to all who wait, as an event of a few bytes and without an RPC; the latch is meant for

@@ -155,7 +155,7 @@ impl SessionBuilder {
         let end = Instant::now() + transport.limits().request_timeout;
         let mut taken = Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant");
         for _ in 0..IDS {
-            let id = new_id();
+            let id = ids::lease();
             let sent = self.client.leases().time().now();
             let granted = match transport.lease_grant(id, asked).await {
                 Ok(answer) if answer.value.id != id => {
@@ -245,17 +245,6 @@ impl SessionBuilder {
                 }
                 Some(reason) => Err(reason.into()),
             };
-        }
-    }
-}
-
-/// An id for a lease: 63 bits that no other process draws.
-fn new_id() -> i64 {
-    loop {
-        let id = i64::try_from(ids::draw() >> 1).unwrap_or_default();
-        // The server would choose one for this.
-        if id != 0 {
-            return id;
         }
     }
 }

@@ -67,7 +67,7 @@ impl DoubleBarrier {
                 },
             };
             match moved {
-                Ok((token, how)) => return self.in_place(seat.moved_in(token), how).await,
+                Ok((token, how)) => return self.in_place(seat.moved_in(token), how),
                 Err(now) => seen = now,
             }
             sleep(backoff.next()).await;
@@ -159,7 +159,7 @@ impl DoubleBarrier {
     }
 
     /// Where more than enough were there before, we are too many.
-    async fn in_place(&self, place: Place, how: How) -> Result<Came> {
+    fn in_place(&self, place: Place, how: How) -> Result<Came> {
         match &how {
             How::Last(there, _) if there.len() > self.count as usize => Err(self.too_many()),
             _ => Ok(Came { place, how }),
@@ -271,10 +271,7 @@ impl DoubleBarrier {
                 Some(ready) => return Ok(Some(ready.create_revision)),
                 None => {}
             }
-            let mut now = match self.told(reply.range(2)?) {
-                Some(now) => now,
-                None => self.everyone(0).await?,
-            };
+            let mut now = self.those_told(reply.range(2)?, 0).await?;
             now.truncate(self.count as usize);
             let complete = now.len() == self.count as usize && now.iter().any(|kv| kv.key == *own);
             if now == there && complete {

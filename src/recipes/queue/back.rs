@@ -164,7 +164,7 @@ impl Settler {
     async fn grant(&self, tries: &mut Tries<'_>) -> Result<i64> {
         let ttl = i64::try_from(LONGEST.as_secs()).unwrap_or(i64::MAX);
         loop {
-            let id = i64::try_from(ids::draw() >> 1).unwrap_or_default().max(1);
+            let id = ids::lease();
             match self.client.transport().lease_grant(id, ttl).await {
                 Ok(answer) if answer.value.id == id => return Ok(id),
                 Ok(_) => return Err(Error::protocol("another lease was granted", Outcome::Unknown)),
