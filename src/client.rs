@@ -192,7 +192,7 @@ impl Client {
         &self.0.departures
     }
 
-    /// Waits until a line may be joined. Whoever waits for a lock can wait for that, too. The turn goes with the request, and
+    /// Waits until a line may be joined. A caller that waits for a lock can wait for that, too. The turn goes with the request, and
     /// is over once that is answered, whatever became of the one who asked.
     pub(crate) async fn join_turn(&self) -> OwnedSemaphorePermit {
         let joins = self.0.joins.clone();

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::sleep;
+
+use super::lock;
 
 /// The queues of one lease, by name.
 #[derive(Debug, Default)]
@@ -61,15 +63,15 @@ impl Locals {
     async fn wait(&self, name: &Bytes) -> Turn {
         // Made before the wait: a future that is dropped while it waits takes the queue out again if it was the last.
         let mut turn = Turn { name: name.clone(), turn: None, locals: self.share() };
-        let next = self.lock().entry(name.clone()).or_default().next.clone();
+        let next = lock(&self.queues).entry(name.clone()).or_default().next.clone();
         let _next = next.lock_owned().await;
         loop {
-            let told = self.lock().entry(name.clone()).or_default().told.clone();
+            let told = lock(&self.queues).entry(name.clone()).or_default().told.clone();
             // Made before what is held is looked at: no change is missed.
             let told = told.notified();
             self.pass_over_lost(name);
             let (queue, held) = {
-                let mut queues = self.lock();
+                let mut queues = lock(&self.queues);
                 let queue = queues.entry(name.clone()).or_default();
                 (queue.turn.clone(), queue.held.clone())
             };
@@ -96,7 +98,7 @@ impl Locals {
     pub(crate) fn try_turn(&self, name: &Bytes) -> Option<Turn> {
         self.pass_over_lost(name);
         // In one step: one that fails while the holder leaves would keep the holder from taking the queue out.
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let queue = queues.entry(name.clone()).or_default();
         // Not before those who wait.
         let next = queue.next.clone().try_lock_owned().ok()?;
@@ -112,7 +114,7 @@ impl Locals {
             let mut told = std::pin::pin!(self.unwanted.notified());
             told.as_mut().enable();
             {
-                let mut queues = self.lock();
+                let mut queues = lock(&self.queues);
                 // In one step: a queue that is new in the map is free for as long as the map is held.
                 if !queues.contains_key(name)
                     && let Ok(turn) = queues.entry(name.clone()).or_default().turn.clone().try_lock_owned()
@@ -126,13 +128,13 @@ impl Locals {
 
     /// Another session has adopted the lease: what users were given before is its to take up.
     pub(super) fn give_way(&self) {
-        self.lock().retain(|_, queue| queue.held.is_none());
+        lock(&self.queues).retain(|_, queue| queue.held.is_none());
         self.unwanted.notify_waiters();
     }
 
     /// A turn that goes with a lost guard is none any more.
     fn pass_over_lost(&self, name: &Bytes) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let Some(queue) = queues.get_mut(name) else { return };
         let lost = queue.held.take_if(|held| held.is_lost());
         if lost.is_some() {
@@ -143,17 +145,13 @@ impl Locals {
         drop(lost);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Bytes, Queue>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn share(&self) -> Self {
         Self { queues: self.queues.clone(), unwanted: self.unwanted.clone() }
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.lock().len()
+        lock(&self.queues).len()
     }
 }
 
@@ -172,8 +170,8 @@ impl Turn {
 
     /// A user is given this, and has the turn for as long as it is kept; or, with None, does not have it any more. False
     /// where the turn is another's by then.
-    pub(crate) fn is_held(&self, held: Option<Arc<dyn Held>>) -> bool {
-        let mut queues = self.locals.lock();
+    pub(crate) fn set_held(&self, held: Option<Arc<dyn Held>>) -> bool {
+        let mut queues = lock(&self.locals.queues);
         let Some(turn) = &self.turn else { return false };
         let queue = queues.get_mut(&self.name);
         let Some(queue) = queue.filter(|queue| Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &queue.turn)) else {
@@ -190,11 +188,11 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.is_held(None);
+        self.set_held(None);
         // Before the lock: it wakes the next in line.
         drop(self.turn.take());
-        let mut queues = self.locals.lock();
-        // With nobody left, its entry is garbage.
+        let mut queues = lock(&self.locals.queues);
+        // Where no task wants it, its entry is garbage.
         if queues.get(&self.name).is_some_and(Queue::is_unwanted) {
             queues.remove(&self.name);
             drop(queues);

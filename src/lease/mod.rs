@@ -139,7 +139,7 @@ impl Lease {
         &self.carried.urgent
     }
 
-    /// Gives the lease away: whoever adopts it is to find it, so none of the sessions on it revokes it.
+    /// Gives the lease away: its adopter is to find it, so none of the sessions on it revokes it.
     pub(crate) fn give_away(&self) {
         self.given_away.store(true, Ordering::Relaxed);
         // The caller may hold a borrow of the state.

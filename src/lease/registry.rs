@@ -29,7 +29,7 @@ pub(super) struct Shared {
     time: Time,
     /// How to reach the task that keeps leases alive; it runs while there are any.
     task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
-    /// All leases being kept alive, so that whoever adopts one twice shares its clock and its local turns.
+    /// All leases being kept alive, so that sessions of this client on one lease share its clock and its local turns.
     pub(super) by_id: Mutex<HashMap<i64, Known>>,
 }
 
@@ -121,7 +121,7 @@ impl Leases {
         self.shared.runtime.spawn(KeepAlive::new(self.clone(), commands).run());
     }
 
-    /// Ends the task if nobody told it anything in the meantime.
+    /// Ends the task if no command came in the meantime.
     pub(super) fn retire(&self, commands: &mpsc::UnboundedReceiver<Command>) -> bool {
         let mut task = lock(&self.shared.task);
         let idle = commands.is_empty();
@@ -145,7 +145,7 @@ impl Stay {
 impl Drop for Stay {
     fn drop(&mut self) {
         if self.0.leave() {
-            // Whoever drops it may hold a borrow of the state.
+            // The dropping task may hold a borrow of the state.
             self.0.end(LostReason::Orphaned);
         }
     }

@@ -42,8 +42,8 @@ impl Leave {
 
     /// The user is given the keys: who adopts the lease may take them up, and who waits for the turn has it once they are
     /// lost. Or, with None, that is over. False where it came to that.
-    pub(super) fn is_held(&self, fence: Option<&Fence>) -> bool {
-        self.turn.as_ref().is_none_or(|turn| turn.is_held(fence.map(Fence::held)))
+    pub(super) fn set_held(&self, fence: Option<&Fence>) -> bool {
+        self.turn.as_ref().is_none_or(|turn| turn.set_held(fence.map(Fence::held)))
     }
 
     /// This incarnation of the keys is ours.

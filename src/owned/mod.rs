@@ -56,7 +56,7 @@ impl Owned {
     pub(crate) fn handed_out(mut self) -> Self {
         self.handed_out = true;
         if let Some(leave) = self.leave.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            leave.is_held(Some(&self.fences[0]));
+            leave.set_held(Some(&self.fences[0]));
         }
         self
     }
@@ -206,7 +206,7 @@ impl Owned {
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
         let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let was_held = leave.is_held(None);
+        let was_held = leave.set_held(None);
         // What was lost before stays lost for its own reason.
         let stand = self.fences.iter().filter(|fence| fence.is_valid());
         stand.for_each(|fence| fence.fall(LostReason::Released));

@@ -76,7 +76,7 @@ async fn a_late_delete_of_a_dropped_guards_key_hits_no_later_holder() {
     sleep(S(30)).await;
     let error = Election::new(&session, "a").unwrap().resume(&key, token).await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::NotLeader, "it may be deleted any time");
-    // Whoever comes is told what is in the way.
+    // The next task is told what is in the way.
     assert_eq!(*mutex.try_lock().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
     refused.remove();
     let guard = mutex.try_lock().await.unwrap();

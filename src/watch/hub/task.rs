@@ -1,6 +1,6 @@
 //! The task that owns the one stream of all of a client's watches.
 //!
-//! It starts with the first watcher and ends some seconds after the last one: whoever waits for a lock again and again
+//! It starts with the first watcher and ends some seconds after the last one: a client that waits for a lock again and again
 //! opens no stream each time. It waits for nothing but its inputs: what it sends goes into a queue without bound, which
 //! holds creates and cancels only, and what it receives goes into mailboxes that never block.
 
@@ -139,7 +139,7 @@ impl Task {
     fn flush(&mut self) {
         let (Line::Opening(requests, _) | Line::Open(requests, _)) = &self.line else { return };
         for request in self.table.outbox() {
-            // Where nobody reads any more, the answers end too.
+            // Where the server does not read any more, the answers end too.
             let _ = requests.queue.send(request);
         }
         let now = Instant::now();
@@ -164,7 +164,7 @@ impl Task {
     fn tick(&mut self) {
         let now = Instant::now();
         match &self.line {
-            // Whether a stream lives that nobody uses is seen when somebody does.
+            // Whether a stream lives that no watcher uses is seen when one does.
             _ if self.idle.is_some() => {}
             Line::Down(until) if now >= *until => self.open(),
             Line::Down(_) => {}
@@ -309,7 +309,7 @@ impl Task {
     }
 }
 
-/// The task ended, with its last watcher or with its runtime: nobody is left waiting.
+/// The task ended, with its last watcher or with its runtime: no watcher is left waiting.
 impl Drop for Task {
     fn drop(&mut self) {
         {

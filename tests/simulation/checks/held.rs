@@ -103,7 +103,7 @@ fn standing(world: &World, fence: &Fence, lease: i64) -> usize {
     keys.iter().filter(|kv| kv.create_revision == fence.token() && kv.lease == lease).count()
 }
 
-/// What is held by keys of which somebody has deleted one is lost as soon as that can be told.
+/// What is held by keys of which a third party has deleted one is lost as soon as that can be told.
 pub(crate) async fn falls(
     world: &World,
     (fence, keys): (&Fence, usize),

@@ -11,9 +11,9 @@ use super::told::{Fate, Told};
 
 pub(crate) type State = BTreeMap<Bytes, KeyValue>;
 
-/// Keys of guarded writes. Their value: what nobody else writes, the token, the key that must stand, and with how many.
+/// Keys of guarded writes. Their value: what no other run writes, the token, the key that must stand, and with how many.
 pub(crate) const GUARDED: &str = "guarded/";
-/// Keys of the records of STM runs: what nobody else writes, and in the lines after it, what was read.
+/// Keys of the records of STM runs: what no other run writes, and in the lines after it, what was read.
 pub(crate) const RUNS: &str = "stm/run/";
 /// What candidates and members say first, and later, begins with this, and ends with a number that grows.
 pub(crate) const CAMPAIGN: &str = "campaign ";

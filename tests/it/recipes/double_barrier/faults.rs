@@ -43,7 +43,7 @@ async fn a_lost_reply_is_no_matter() {
     }
 }
 
-/// A request that comes long after it was given up leaves nobody in the barrier for good.
+/// A request that comes long after it was given up leaves no caller in the barrier for good.
 #[tokio::test(start_paused = true)]
 async fn a_late_entry_leaves_no_ghost() {
     let fake = FakeEtcd::start();

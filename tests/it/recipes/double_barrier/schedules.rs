@@ -13,7 +13,7 @@ use super::{S, all_inside, barrier, leave};
 use crate::recipes::world::{World, explore, open, patience};
 
 /// Participants that come and go, some of them in the middle, and everything that goes wrong: who was let in was let in
-/// with as many there as make up a round, and who was let out, when nobody of its round was there any more.
+/// with as many there as make up a round, and who was let out, when no caller of its round was there any more.
 #[test]
 fn random_schedules() {
     explore(async |world: World| {
@@ -29,7 +29,7 @@ fn random_schedules() {
         let gone = world
             .fake
             .until(|fake| !fake.snapshot().keys.iter().any(|kv| kv.key.starts_with(b"round/waiters/")));
-        timeout(S(120), gone).await.expect("nobody is left inside");
+        timeout(S(120), gone).await.expect("no caller is left inside");
         // And it is as good as new.
         let session = open(&world.fake.client()).await;
         let trio: Vec<_> = (0..3).map(|_| barrier(&session, "round", 3)).collect();
