@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
-use crate::lease::{Held, Lease};
+use crate::lease::{Held, Lease, SessionState};
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -235,9 +235,11 @@ impl Fence {
 }
 
 impl Held for Inner {
-    /// By its own word: the session's loss is told to all who wait, and the clock may be a user's code.
+    /// By its own word, or its session's, which another may have followed on the lease. The clock is not looked at: it may be
+    /// a user's code.
     fn is_lost(&self) -> bool {
-        self.gone.load(Ordering::Acquire) || self.fallen.get().is_some()
+        let is_lost = |state| matches!(state, SessionState::Lost(_));
+        self.gone.load(Ordering::Acquire) || self.fallen.get().is_some() || is_lost(self.lease.state())
     }
 
     fn lost(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {

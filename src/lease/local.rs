@@ -84,8 +84,11 @@ impl Locals {
             tokio::select! {
                 biased;
                 got = queue.lock_owned() => {
-                    turn.turn = Some(got);
-                    return turn;
+                    // Where what was held was passed over meanwhile, the turn is another, which a third task may have.
+                    if self.is_turn(name, &got) {
+                        turn.turn = Some(got);
+                        return turn;
+                    }
                 }
                 // The place in the queue is kept: there is no other before the turn.
                 () = told => {}
@@ -132,6 +135,12 @@ impl Locals {
         self.unwanted.notify_waiters();
     }
 
+    /// Whether this is the turn of now.
+    fn is_turn(&self, name: &Bytes, turn: &OwnedMutexGuard<()>) -> bool {
+        let queues = lock(&self.queues);
+        queues.get(name).is_some_and(|queue| Arc::ptr_eq(OwnedMutexGuard::mutex(turn), &queue.turn))
+    }
+
     /// A turn that goes with a lost guard is none any more.
     fn pass_over_lost(&self, name: &Bytes) {
         let mut queues = lock(&self.queues);
@@ -139,6 +148,8 @@ impl Locals {
         let lost = queue.held.take_if(|held| held.is_lost());
         if lost.is_some() {
             queue.turn = Arc::default();
+            // The task that waits is to wait for this one.
+            queue.told.notify_waiters();
         }
         drop(queues);
         // It may be the last handle of something that looks in here.
@@ -207,6 +218,41 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, Default)]
+    struct Guard(std::sync::atomic::AtomicBool);
+
+    impl Held for Guard {
+        fn is_lost(&self) -> bool {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+
+        fn lost(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// A task waited for the turn of a guard that was passed over by another task: when the guard was dropped, each had a turn.
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_passed_over_is_given_to_none() {
+        let locals = Arc::new(Locals::default());
+        let (name, guard) = (Bytes::from_static(b"a/"), Arc::new(Guard::default()));
+        let first = locals.turn(&name).await;
+        assert!(first.set_held(Some(guard.clone())));
+        let waiting = tokio::spawn({
+            let (locals, name) = (locals.clone(), name.clone());
+            async move { locals.turn(&name).await }
+        });
+        sleep(PATIENCE / 10).await;
+        guard.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(locals.try_turn(&name).is_none(), "another waits");
+        drop(first);
+        let second = waiting.await.unwrap();
+        assert!(locals.try_turn(&name).is_none(), "two have the turn");
+        assert!(second.set_held(Some(guard)), "it is the turn of now");
+        drop(second);
+        assert_eq!(locals.len(), 0);
+    }
 
     #[tokio::test]
     async fn turns_come_in_order_and_leave_nothing() {

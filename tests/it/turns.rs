@@ -83,6 +83,35 @@ async fn a_late_delete_of_a_dropped_guards_key_hits_no_later_holder() {
     arrives(&fake, &delete, &guard).await;
 }
 
+/// A guard was lost and kept, and a task waited for its turn. A third task passed the lost guard over; the guard was dropped,
+/// and the one that waited went on with a turn that was none any more: two tasks had guards of one key, and when one of them
+/// unlocked, the other held a lock that the next client had too. Where the third did not come again, the key stayed.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_waits_behind_a_lost_guard_has_the_turn_alone() {
+    for comes_again in [true, false] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        let mutex = Mutex::new(&session, "a").unwrap();
+        let lost = mutex.lock().await.unwrap();
+        let waiting = tokio::spawn({
+            let mutex = mutex.clone();
+            async move { mutex.lock().await }
+        });
+        sleep(Duration::from_millis(100)).await;
+        delete(&fake.client_for("operator"), &lost).await;
+        assert_eq!(lost.lost().await, LostReason::KeyDeleted);
+        assert_eq!(*mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Locked);
+        drop(lost);
+        let guard = timeout(S(5), waiting).await.expect("its turn").unwrap().unwrap();
+        if comes_again {
+            assert_eq!(*mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Locked, "two have it");
+        }
+        guard.unlock().await.unwrap();
+        assert!(fake.snapshot().keys.is_empty(), "{}", fake.snapshot());
+        mutex.try_lock().await.unwrap().unlock().await.unwrap();
+    }
+}
+
 /// The same of a put that was not answered, and was taken back.
 #[tokio::test(start_paused = true)]
 async fn a_late_delete_of_a_put_without_an_answer_hits_no_later_holder() {
