@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
 use super::seat::{Place, Seat};
-use super::wait::Wait;
+use super::wait::{Wait, is_named};
 use super::{DoubleBarrier, is_asked};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::owned::Plan;
@@ -33,14 +33,15 @@ enum How {
 enum Way<'a> {
     /// Into a round that has not begun.
     Beside,
-    /// As the last one who was missing, with these.
-    With(&'a [KeyValue]),
+    /// As the last one who was missing, with these, where none has moved in since this revision.
+    With(&'a [KeyValue], i64),
     /// After a round that is over, whose ready key goes.
     After(&'a KeyValue),
 }
 
-/// Who is there, as far as it was read, and the ready key.
+/// Who was there at a revision, as far as it was read, and the ready key.
 struct Seen {
+    at: i64,
     there: pb::RangeResponse,
     ready: Option<KeyValue>,
 }
@@ -61,7 +62,7 @@ impl DoubleBarrier {
                 None => match there {
                     Some(there) if there.len() >= self.count as usize => return Err(self.too_many()),
                     Some(there) if self.compares() && there.len() + 1 == self.count as usize => {
-                        self.move_in(&seat, Way::With(&there)).await?
+                        self.move_in(&seat, Way::With(&there, seen.at)).await?
                     }
                     _ => self.move_in(&seat, Way::Beside).await?,
                 },
@@ -88,8 +89,9 @@ impl DoubleBarrier {
     async fn announce(&self) -> Result<(Seat, Seen)> {
         let plan = Plan::drawn(&self.session, &self.coming, Bytes::new());
         let planned = plan.read(self.oldest(self.shown())).read(Op::get(self.ready.clone())).put().await?;
-        let seen = Seen { there: planned.read(0)?.clone(), ready: planned.read(1)?.kvs.first().cloned() };
+        let (there, ready) = (planned.read(0)?.clone(), planned.read(1)?.kvs.first().cloned());
         let announced = planned.owned.ok_or_else(|| unexpected("a key was neither put nor found"))?;
+        let seen = Seen { at: announced.header().revision, there, ready };
         let seat = Seat::new(&self.session, [&self.coming, &self.waiters], announced.fence());
         // From here on the seat takes it back.
         announced.released();
@@ -100,23 +102,24 @@ impl DoubleBarrier {
     async fn move_in(&self, seat: &Seat, way: Way<'_>) -> Result<Result<(i64, How), Seen>> {
         // Before the key is put, so that nothing is missed between the two.
         let wait = match way {
-            Way::With(_) => None,
+            Way::With(..) => None,
             Way::Beside | Way::After(_) => Some(self.session.unless_lost(self.watch_for(seat.key())).await?),
         };
         let ready = match way {
-            Way::Beside | Way::With(_) => Compare::missing(self.ready.clone()),
+            Way::Beside | Way::With(..) => Compare::missing(self.ready.clone()),
             Way::After(ready) => Compare::mod_revision(self.ready.clone()).is(ready.mod_revision),
         };
         let mut txn = Txn::new().compare(seat.is_announced()).compare(ready);
-        txn = seat.move_in().into_iter().fold(txn, Txn::success).success(self.oldest(self.shown()));
-        match way {
-            Way::Beside => {}
-            Way::With(others) => {
-                txn = others.iter().map(stands).fold(txn, Txn::compare);
-                txn = txn.success(Op::put(self.ready.clone(), names(others)));
-            }
-            Way::After(_) => txn = txn.success(Op::delete(self.ready.clone())),
-        }
+        txn = seat.move_in().into_iter().fold(txn, Txn::success);
+        txn = match way {
+            Way::Beside => txn.success(self.oldest(self.shown())),
+            Way::With(others, at) => others
+                .iter()
+                .map(stands)
+                .fold(txn.compare(self.none_since(at)), Txn::compare)
+                .success(Op::put(self.ready.clone(), names(others))),
+            Way::After(_) => txn.success(self.oldest(self.shown())).success(Op::delete(self.ready.clone())),
+        };
         let txn = txn
             .failure(self.oldest(self.shown()))
             .failure(Op::get(self.ready.clone()))
@@ -136,14 +139,24 @@ impl DoubleBarrier {
         if !reply.first(3).is_some_and(|kv| seat.announces(kv)) {
             return Err(seat.why().await.into());
         }
-        Ok(Err(Seen { there: reply.range(0)?.clone(), ready: reply.first(1).cloned() }))
+        Ok(Err(Seen { at: revision, there: reply.range(0)?.clone(), ready: reply.first(1).cloned() }))
     }
 
     /// An earlier attempt has moved us in, and others came after it.
     async fn found(&self, own: &KeyValue, reply: &TxnReply, wait: Option<Wait>) -> Result<(i64, How)> {
         let token = own.create_revision;
         if let Some(ready) = reply.first(1).filter(|ready| ready.mod_revision >= token) {
-            return Ok((token, How::Inside(ready.create_revision)));
+            // Made ready by ourselves, or by another, who says who is let in. Go's and a large barrier's says nothing.
+            let is_let_in = ready.mod_revision == token
+                || match ready.value.is_empty() {
+                    true => self.is_enough(token).await?,
+                    false => is_named(&ready.value, token),
+                };
+            return if is_let_in {
+                Ok((token, How::Inside(ready.create_revision)))
+            } else {
+                Err(self.too_many())
+            };
         }
         let wait = match wait {
             Some(wait) => wait,
@@ -152,6 +165,18 @@ impl DoubleBarrier {
         // What the watch has not seen of the time before it is read when the wait begins.
         let there = self.session.unless_lost(self.everyone(token)).await?;
         Ok((token, self.counted(there, Wait { seen: 0, ..wait })))
+    }
+
+    /// Whether no more were there than make up a round as one moved in at this revision.
+    async fn is_enough(&self, moved_in: i64) -> Result<bool> {
+        let there = self.session.unless_lost(self.everyone(moved_in)).await?;
+        Ok(there.len() <= self.count as usize)
+    }
+
+    /// None has moved in since a revision.
+    fn none_since(&self, revision: i64) -> Compare {
+        let moved_in = Compare::create_revision(self.waiters.clone());
+        moved_in.less_than(revision.saturating_add(1)).with_prefix()
     }
 
     fn counted(&self, there: Vec<KeyValue>, wait: Wait) -> How {

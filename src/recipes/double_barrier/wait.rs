@@ -122,7 +122,8 @@ impl DoubleBarrier {
     }
 }
 
-fn is_named(ready: &[u8], token: i64) -> bool {
+/// Whether a ready key names the caller that moved in at this revision.
+pub(super) fn is_named(ready: &[u8], token: i64) -> bool {
     ready.split(|&byte| byte == b' ').any(|name| name == token.to_string().as_bytes())
 }
 

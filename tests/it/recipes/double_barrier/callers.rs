@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RequestOp, TxnRequest, request_op::Request};
-use etcd_concurrency::{DoubleBarrier, Inside, Op, Result, Txn};
+use etcd_concurrency::{DoubleBarrier, ErrorKind, Inside, Op, Result, Txn};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -144,4 +144,86 @@ async fn a_key_of_the_ready_keys_own_revision_is_inside() {
     fake.client().txn(over).await.unwrap();
     let other = timeout(S(30), caller.enter()).await.expect("another round").unwrap();
     drop((other, timeout(S(30), waits).await.expect("another round").unwrap().unwrap()));
+}
+
+/// Requests of a client that are held: those that put something, by their number.
+fn held(fake: &FakeEtcd, client: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<Hold> {
+    let hold = |nth| {
+        let hold = Hold::new();
+        fake.fault(On::rpc(Rpc::Txn).client(client).matching(puts).nth(nth), Do::hold(&hold));
+        hold
+    };
+    numbers.into_iter().map(hold).collect()
+}
+
+async fn is_held(hold: &Hold) {
+    while hold.held() == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// How many of these were let in, when the others were told that they are too many.
+async fn let_in(entering: Vec<JoinHandle<Result<Inside>>>) -> usize {
+    let mut inside = Vec::new();
+    for entering in entering {
+        match timeout(S(30), entering).await.expect("let in, or told").unwrap() {
+            Ok(one) => inside.push(one),
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::TooManyClients { .. }), "{error}"),
+        }
+    }
+    inside.len()
+}
+
+/// One saw that it was the last who was missing, and moved in as such; another had moved in meanwhile, and was the last as well.
+/// Both were inside, and with the first three in a round of two.
+#[tokio::test(start_paused = true)]
+async fn one_who_moves_in_as_the_last_is_no_third() {
+    let fake = FakeEtcd::start();
+    let [x, a, c] = ["x", "a", "c"].map(|name| (name, fake.client_for(name)));
+    let enter = async |client| enters(&barrier(&session(client).await, "round", 2));
+    let holds = held(&fake, x.0, [2, 3]);
+    let late = held(&fake, c.0, [2]);
+    let mut entering = vec![enter(&x.1).await];
+    is_held(&holds[0]).await;
+    entering.push(enter(&a.1).await);
+    waiting(&fake, 1).await;
+    sleep(Duration::from_millis(100)).await;
+    entering.push(enter(&c.1).await);
+    is_held(&late[0]).await;
+    holds[0].release();
+    is_held(&holds[1]).await;
+    late[0].release();
+    sleep(Duration::from_millis(100)).await;
+    holds[1].release();
+    assert_eq!(let_in(entering).await, 2);
+}
+
+/// One was too many, and the reply that told it so was lost. It found its key beside the ready key, and took itself for let in:
+/// four in a round of three.
+#[tokio::test(start_paused = true)]
+async fn one_too_many_whose_reply_was_lost_is_not_let_in() {
+    let fake = FakeEtcd::start();
+    let [a, b, x, y] = ["a", "b", "x", "y"].map(|name| (name, fake.client_for(name)));
+    let enter = async |client| enters(&barrier(&session(client).await, "round", 3));
+    let mut entering = vec![enter(&a.1).await];
+    waiting(&fake, 1).await;
+    let last = held(&fake, x.0, [2, 3]);
+    let more = held(&fake, y.0, [2, 3]);
+    fake.fault(On::rpc(Rpc::Txn).client(y.0).matching(puts).nth(2), Do::lose_reply());
+    for client in [&x.1, &y.1] {
+        entering.push(enter(client).await);
+    }
+    is_held(&last[0]).await;
+    is_held(&more[0]).await;
+    entering.push(enter(&b.1).await);
+    waiting(&fake, 2).await;
+    last[0].release();
+    is_held(&last[1]).await;
+    more[0].release();
+    waiting(&fake, 4).await;
+    is_held(&more[1]).await;
+    last[1].release();
+    sleep(Duration::from_millis(100)).await;
+    more[1].release();
+    assert_eq!(let_in(entering).await, 3);
 }
