@@ -5,7 +5,7 @@ use tokio::time::{sleep, timeout};
 
 use super::seat::{Place, Seat};
 use super::wait::{Wait, is_named};
-use super::{DoubleBarrier, is_asked};
+use super::{DoubleBarrier, is_asked, is_inside};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::owned::Plan;
 use crate::pb::etcdserverpb as pb;
@@ -231,7 +231,7 @@ impl DoubleBarrier {
             None => self.session.unless_lost(self.everyone(0)).await?,
         };
         // Those who came after it was made ready are not inside: they, too, wait for all to be there.
-        let inside = there.first().is_some_and(|oldest| oldest.create_revision <= ready.mod_revision);
+        let inside = there.first().is_some_and(|oldest| is_inside(oldest, ready));
         if inside && there.len() >= self.count as usize {
             return Err(self.too_many());
         }
@@ -250,7 +250,7 @@ impl DoubleBarrier {
         let Some(ready) = view.get(&self.ready).filter(|ready| ready.create_revision == round) else {
             return true;
         };
-        view.oldest().is_none_or(|oldest| oldest.create_revision > ready.mod_revision)
+        view.oldest().is_none_or(|oldest| !is_inside(oldest, ready))
     }
 
     /// Waits until all are in; the last, who knows who is there, lets them. Gives the revision that the round began at.

@@ -6,10 +6,9 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::seat::Place;
-use super::{DoubleBarrier, is_asked};
+use super::{DoubleBarrier, is_asked, is_inside};
 use crate::error::Result;
 use crate::owned::gone_unseen;
-use crate::pb::mvccpb::KeyValue;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn};
@@ -44,13 +43,11 @@ impl DoubleBarrier {
             Some(oldest) if is_asked(&self.waiters, &oldest.key) => {
                 self.left(round, oldest.key.clone()).await?;
             }
-            Some(_) => match self.rest(round).await? {
-                Rest::Longest(oldest) => self.left(round, oldest).await?,
-                Rest::Over(ready) => {
-                    self.clear(round, Compare::mod_revision(ready.key).is(ready.mod_revision)).await?
+            Some(_) => {
+                if let Some(oldest) = self.rest(round).await? {
+                    self.left(round, oldest).await?;
                 }
-                Rest::Nothing => {}
-            },
+            }
             // The one who was to leave last was lost before.
             None => self.clear(round, Compare::none_with_prefix(self.waiters.clone())).await?,
         }
@@ -98,8 +95,9 @@ impl DoubleBarrier {
         self.session.transact(txn, Repeat::Harmless).await.map(drop)
     }
 
-    /// Who of a round is there still. Most of what is read is one key.
-    async fn rest(&self, round: i64) -> Result<Rest> {
+    /// Who of a round is there longest, of those that are there still. Where none is, its ready key is taken away. Most of what
+    /// is read is one key.
+    async fn rest(&self, round: i64) -> Result<Option<Bytes>> {
         let mut backoff = Backoff::default();
         let mut limit = 1;
         loop {
@@ -112,15 +110,16 @@ impl DoubleBarrier {
                 }
             };
             let Some(ready) = reply.first(1).filter(|ready| ready.create_revision == round) else {
-                return Ok(Rest::Nothing);
+                return Ok(None);
             };
             let oldest = reply.range(0)?;
             match self.participants(oldest).first() {
-                Some(kv) if kv.create_revision <= ready.mod_revision => {
-                    return Ok(Rest::Longest(kv.key.clone()));
-                }
+                Some(kv) if is_inside(kv, ready) => return Ok(Some(kv.key.clone())),
                 None if oldest.more && limit > 0 => limit = 0,
-                _ => return Ok(Rest::Over(ready.clone())),
+                _ => {
+                    let unchanged = Compare::mod_revision(ready.key.clone()).is(ready.mod_revision);
+                    return self.clear(round, unchanged).await.map(|()| None);
+                }
             }
         }
     }
@@ -148,20 +147,10 @@ impl DoubleBarrier {
                 return Ok(());
             }
             // The one who was to leave last did not: it was lost. Who is it now?
-            let Rest::Longest(longest) = self.rest(round).await? else { return Ok(()) };
+            let Some(longest) = self.rest(round).await? else { return Ok(()) };
             oldest = longest;
         }
     }
-}
-
-/// What is left of a round that is being left.
-enum Rest {
-    /// Participants, of whom this one is there longest.
-    Longest(Bytes),
-    /// None of them; the ready key is there still.
-    Over(KeyValue),
-    /// Not even the ready key.
-    Nothing,
 }
 
 /// Go's keys are numbers.

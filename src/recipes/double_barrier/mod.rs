@@ -177,3 +177,8 @@ impl Inside {
 }
 
 holder!(Inside, place);
+
+/// Whether one that takes part was let in by this ready key: those who moved in later wait for another round.
+fn is_inside(participant: &KeyValue, ready: &KeyValue) -> bool {
+    participant.create_revision <= ready.mod_revision
+}

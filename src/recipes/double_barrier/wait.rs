@@ -16,6 +16,8 @@ use crate::watch::{Events, Watch, Watcher, second_look};
 /// What tells of the round's begin, and of the key's end.
 pub(super) struct Wait {
     pub(super) watcher: Watcher,
+    /// The watch has begun: before that it tells nothing.
+    pub(super) begun: bool,
     /// What happened up to this revision was seen otherwise.
     pub(super) seen: i64,
 }
@@ -30,10 +32,10 @@ impl DoubleBarrier {
             let both = Watch::key(&self.ready).no_delete().and(Watch::key(own).no_put());
             let mut watcher = self.session.client().watch(both);
             match timeout(BEGINS, watcher.created()).await {
-                Ok(Ok(seen)) => return Ok(Wait { watcher, seen }),
+                Ok(Ok(seen)) => return Ok(Wait { watcher, begun: true, seen }),
                 Ok(Err(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
                 Ok(Err(error)) => return Err(error),
-                Err(_) => return Ok(Wait { watcher, seen: 0 }),
+                Err(_) => return Ok(Wait { watcher, begun: false, seen: 0 }),
             }
         }
     }
@@ -41,11 +43,18 @@ impl DoubleBarrier {
     /// Waits until all are let in. Gives the revision that the round began at.
     pub(super) async fn opened(&self, place: &Place, mut wait: Wait) -> Result<i64> {
         let mut backoff = Backoff::default();
-        let mut again = Instant::now() + if wait.seen == 0 { Duration::ZERO } else { second_look() };
+        let looks_now = !wait.begun || wait.seen == 0;
+        let mut again = Instant::now() + if looks_now { Duration::ZERO } else { second_look() };
         loop {
-            let events = tokio::select! {
+            let told = async {
+                match wait.begun {
+                    true => wait.watcher.next().await.map(Some),
+                    false => wait.watcher.created().await.map(|_| None),
+                }
+            };
+            let told = tokio::select! {
                 biased;
-                events = wait.watcher.next() => events,
+                told = told => told,
                 // Servers before 3.4.36 and 3.5.18 can lose a delete at the edge of a compaction.
                 () = sleep_until(again) => {
                     again = Instant::now() + second_look();
@@ -60,8 +69,10 @@ impl DoubleBarrier {
                     continue;
                 }
             };
-            match events {
-                Ok(events) => {
+            match told {
+                // What happened before it began is yet to be seen.
+                Ok(None) => (wait.begun, again) = (true, Instant::now()),
+                Ok(Some(events)) => {
                     if let Some(ready) = self.told_ready(place, &events, wait.seen).await? {
                         return self.let_in_by(place, ready).await;
                     }

@@ -146,6 +146,22 @@ async fn a_key_of_the_ready_keys_own_revision_is_inside() {
     drop((other, timeout(S(30), waits).await.expect("another round").unwrap().unwrap()));
 }
 
+/// A caller moved in before its watch had begun, and the round began before that, too: it heard of it a minute or two later,
+/// and kept the others from leaving.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_begins_late_lets_its_caller_in() {
+    let fake = FakeEtcd::start();
+    let [p, o] = [session(&fake.client_for("p")).await, session(&fake.client_for("o")).await];
+    let unwatched = fake.fault(On::open(Rpc::Watch).client("p"), Do::cut());
+    let waits = enters(&barrier(&p, "round", 2));
+    waiting(&fake, 1).await;
+    sleep(SOON).await;
+    let other = timeout(SOON, barrier(&o, "round", 2).enter()).await.expect("two").unwrap();
+    sleep(SOON).await;
+    unwatched.remove();
+    drop((other, timeout(S(20), waits).await.expect("told").unwrap().unwrap()));
+}
+
 /// Requests of a client that are held: those that put something, by their number.
 fn held(fake: &FakeEtcd, client: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<Hold> {
     let hold = |nth| {

@@ -189,7 +189,7 @@ on_every_backend! {
                 left.await.unwrap().unwrap();
             }
             assert!(gone.leave().await.unwrap_err().lost_reason().is_some());
-            assert_eq!(keys(&client, &format!("{name}/waiters/")).await, 0);
+            assert_eq!(keys(&client, &name).await, 0, "{lost}: the last to leave takes the ready key along");
         }
         // What they left behind is in nobody's way.
         let session = session(&client).await;
