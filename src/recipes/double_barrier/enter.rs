@@ -92,7 +92,7 @@ impl DoubleBarrier {
         let (there, ready) = (planned.read(0)?.clone(), planned.read(1)?.kvs.first().cloned());
         let announced = planned.owned.ok_or_else(|| unexpected("a key was neither put nor found"))?;
         let seen = Seen { at: announced.header().revision, there, ready };
-        let seat = Seat::new(&self.session, [&self.coming, &self.waiters], announced.fence());
+        let seat = Seat::new(&self.session, [&self.coming, &self.waiters, &self.ready], announced.fence());
         // From here on the seat takes it back.
         announced.released();
         Ok((seat, seen))

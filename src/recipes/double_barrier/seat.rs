@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::client::Departure;
 use crate::error::{LostReason, Result};
 use crate::fence::Fence;
+use crate::key::prefix_end;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -27,6 +28,8 @@ use crate::txn::{Compare, Op, Txn};
 pub(super) struct Seat {
     session: Session,
     waiters: Bytes,
+    /// What lets all in.
+    ready: Bytes,
     /// What announces the caller, and its create_revision.
     coming: Bytes,
     announced_at: i64,
@@ -46,11 +49,12 @@ pub(super) struct Place {
 
 impl Seat {
     /// For a caller that has announced itself by a key below `coming`.
-    pub(super) fn new(session: &Session, [coming, waiters]: [&Bytes; 2], announced: &Fence) -> Self {
+    pub(super) fn new(session: &Session, [coming, waiters, ready]: [&Bytes; 3], announced: &Fence) -> Self {
         let own = announced.key().strip_prefix(&coming[..]).unwrap_or_default();
         Self {
             session: session.clone(),
             waiters: waiters.clone(),
+            ready: ready.clone(),
             coming: announced.key().clone(),
             announced_at: announced.token(),
             key: [&waiters[..], own].concat().into(),
@@ -83,6 +87,17 @@ impl Seat {
     /// Whether this is what announces the caller.
     pub(super) fn announces(&self, kv: &KeyValue) -> bool {
         kv.key == self.coming && kv.create_revision == self.announced_at
+    }
+
+    /// Takes the ready key along, which has no lease, where no other takes part. Late, it meets none that lets anyone in: those
+    /// who are let in are there.
+    fn ends_round(&self) -> Txn {
+        let none = |from: &[u8], to: &[u8]| Compare::missing(from.to_vec()).up_to(to.to_vec());
+        let after = [&self.key[..], b"\0"].concat();
+        Txn::new()
+            .compare(none(&self.waiters, &self.key))
+            .compare(none(&after, &prefix_end(&self.waiters)))
+            .success(Op::delete(self.ready.clone()))
     }
 
     /// Why neither key is there.
@@ -148,7 +163,10 @@ impl Drop for Seat {
         }
         let client = self.session.client().clone();
         let departure = Departure::begin(&client, &self.waiters);
-        let both = Txn::new().success(Op::delete(self.coming.clone())).success(Op::delete(self.key.clone()));
+        let both = Txn::new()
+            .success(Op::delete(self.coming.clone()))
+            .success(Op::delete(self.key.clone()))
+            .success(Op::txn(self.ends_round()));
         // The lease's end would settle it, too, but may be far off where the session was given up on this side alone.
         self.session.settler().settle_for_good("a participant of a double barrier", move || {
             let (_under_way, txn) = (&departure, both.clone());

@@ -200,6 +200,29 @@ on_every_backend! {
         assert_eq!(keys(&client, &name).await, 0);
     }
 
+    /// All who were inside were dropped, or the one who was alone while it entered: the ready key, which has no lease, stayed.
+    async fn those_who_are_dropped_leave_no_key(backend: Backend) {
+        let (name, client) = (backend.key("round"), backend.client());
+        let session = session(&client).await;
+        let pair = [barrier(&session, &name, 2), barrier(&session, &name, 2)];
+        drop(all_inside(&pair).await);
+        let alone = barrier(&session, &name, 1);
+        let gone = async || (keys(&client, &name).await == 0).then_some(());
+        until("both to be gone", LONG, gone).await;
+        for polls in 0..4 {
+            let mut entering = Box::pin(alone.enter());
+            let mut inside = None;
+            for _ in 0..polls {
+                inside = timeout(Duration::from_millis(20), &mut entering).await.ok();
+                if inside.is_some() {
+                    break;
+                }
+            }
+            drop((entering, inside));
+            until("it to be gone", LONG, gone).await;
+        }
+    }
+
     /// Go's would enter, and make up a round with the one who is still there.
     async fn who_comes_while_the_round_is_left_waits_for_the_next(backend: Backend) {
         let (name, client) = (backend.key("round"), backend.client());
