@@ -249,7 +249,8 @@ impl View {
                     // Servers before 3.4.36 and 3.5.18 can lose a deletion at the edge of a compaction. One that
                     // is only late gets some time to come: a read would pass over what happened in between.
                     match self.doubt.take() {
-                        Some(doubt) if doubt.is_short() => return self.read_anew().await,
+                        // Nor is a stream waited for that broke and that the server, which answers, does not open again.
+                        Some(doubt) if doubt.is_short() || !watcher.is_live() => return self.read_anew().await,
                         Some(_) => self.look = Some(Instant::now() + second_look()),
                         None => {
                             // A count that fails is made another time.

@@ -50,7 +50,7 @@ impl Observer {
     /// There are two reasons. The server has compacted what this client was yet to be told, while the connection was broken
     /// or the items were not asked for quickly enough. Or the candidates, whom the client counts every one to two minutes,
     /// were not as many as the watch had told of up to the count: the server lost a deletion (before 3.4.36 and 3.5.18 it
-    /// can), or what was missing had not come five seconds later, as while no stream can be opened.
+    /// can), or what was missing had not come five seconds later, or no stream could be opened by then.
     ///
     /// ```
     /// # use etcd_concurrency::Observer;

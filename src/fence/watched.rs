@@ -51,9 +51,17 @@ impl Fence {
             }
         }
         loop {
-            let events = watcher.next().await?;
-            if events.events.iter().any(|event| self.is_end(event)) {
-                return Ok(());
+            match timeout(second_look(), watcher.next()).await {
+                Ok(events) => {
+                    if events?.events.iter().any(|event| self.is_end(event)) {
+                        return Ok(());
+                    }
+                }
+                // The server may answer reads and open no stream again.
+                Err(_) if !watcher.is_live() && matches!(Box::pin(self.stands()).await, Ok(None)) => {
+                    return Ok(());
+                }
+                Err(_) => {}
             }
         }
     }

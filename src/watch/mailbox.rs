@@ -50,6 +50,8 @@ struct State {
     full: bool,
     /// It is full for what all hold together: it is drained when it is empty and its reader waits.
     refused: bool,
+    /// The server has every target now.
+    live: bool,
     end: Option<Arc<Error>>,
     waker: Option<Waker>,
 }
@@ -65,6 +67,15 @@ impl Mailbox {
             state.unacknowledged = state.unacknowledged.saturating_sub(1);
             state.created = state.created.max(revision);
         });
+    }
+
+    /// Whether the server has every target now. Wakes no reader: one asks when it has heard nothing for long.
+    pub(super) fn set_live(&self, live: bool) {
+        self.lock().live = live;
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.lock().live
     }
 
     /// Leaves events, and wakes the reader.

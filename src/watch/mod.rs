@@ -267,6 +267,12 @@ impl Watcher {
         poll_fn(|cx| self.poll_events(cx)).await
     }
 
+    /// Whether the server has every target now. Where it has not, as the stream broke and cannot be opened again, what
+    /// happens is told late.
+    pub(crate) fn is_live(&self) -> bool {
+        self.mailbox.is_live()
+    }
+
     fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Events>> {
         let (events, drained) = self.mailbox.poll_events(cx);
         if drained {

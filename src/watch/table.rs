@@ -52,6 +52,8 @@ struct Row {
     wire: Option<i64>,
     /// Acknowledged at least once.
     acknowledged: bool,
+    /// Acknowledged since it was last asked for.
+    live: bool,
     /// Held back until its watcher has read.
     parked: bool,
     /// It was told something on this stream.
@@ -113,6 +115,7 @@ impl Table {
             target,
             wire: None,
             acknowledged: false,
+            live: false,
             parked: false,
             moved: false,
         };
@@ -190,10 +193,7 @@ impl Table {
         self.outbox.clear();
         self.asked.clear();
         for place in std::mem::take(&mut self.wire).into_values() {
-            if let Some(row) = row(&mut self.watchers, place) {
-                row.wire = None;
-                row.cursor.broken();
-            }
+            self.unhook(place);
         }
     }
 
@@ -256,9 +256,11 @@ impl Table {
         let row = &mut entry.rows[place.target];
         match row.cursor.created(response.header.as_ref()) {
             Ok(revision) => {
+                row.live = true;
                 if !std::mem::replace(&mut row.acknowledged, true) {
                     entry.mailbox.acknowledge(revision);
                 }
+                entry.mailbox.set_live(entry.rows.iter().all(|row| row.live));
             }
             Err(fault) => self.end(place.watcher, &Arc::new(fault.into())),
         }
@@ -329,10 +331,18 @@ impl Table {
     /// Takes a watch off the table of what the server has.
     fn forget(&mut self, id: i64) -> Option<Place> {
         let place = self.wire.remove(&id)?;
-        let row = row(&mut self.watchers, place)?;
-        row.wire = None;
-        row.cursor.broken();
+        self.unhook(place)?;
         Some(place)
+    }
+
+    /// The server has it no more.
+    fn unhook(&mut self, place: Place) -> Option<()> {
+        let entry = self.watchers.get_mut(&place.watcher)?;
+        let row = entry.rows.get_mut(place.target)?;
+        (row.wire, row.live) = (None, false);
+        row.cursor.broken();
+        entry.mailbox.set_live(false);
+        Some(())
     }
 
     fn end(&mut self, watcher: u64, error: &Arc<Error>) {
@@ -359,10 +369,6 @@ impl Table {
         }
         Some(entry)
     }
-}
-
-fn row(watchers: &mut BTreeMap<u64, Entry>, place: Place) -> Option<&mut Row> {
-    watchers.get_mut(&place.watcher)?.rows.get_mut(place.target)
 }
 
 fn compacted(revision: i64) -> Error {

@@ -9,6 +9,7 @@ use etcd_concurrency::{
     Client, DoubleBarrier, Election, ErrorKind, Fence, LostReason, Membership, MultiLock, Mutex, Op, Outcome,
     Queue, RwLock, Semaphore, Session, Stm, Txn,
 };
+use tokio::time::timeout;
 
 use crate::support::backend::on_every_backend;
 use crate::support::queue::session;
@@ -144,4 +145,26 @@ async fn a_guard_whose_watch_never_begins_looks_for_itself() {
     fake.client().txn(Txn::new().success(Op::delete(key))).await.unwrap();
     let stopped = tokio::time::timeout(Duration::from_secs(130), working).await.expect("in time").unwrap();
     assert_eq!(stopped.unwrap_err().lost_reason(), Some(LostReason::KeyDeleted));
+}
+
+/// The guard's watch had been acknowledged. Then its stream broke and could not be opened again, while all else was answered:
+/// another client deleted the key, a third took the lock, and `lost()` told nothing.
+#[tokio::test(start_paused = true)]
+async fn a_guard_whose_stream_cannot_be_opened_again_reads_its_key() {
+    let fake = FakeEtcd::start();
+    let holder = session(&fake.client_for("holder")).await;
+    let guard = Mutex::new(&holder, "lock").unwrap().lock().await.unwrap();
+    let lost = guard.lost();
+    tokio::pin!(lost);
+    timeout(Duration::from_secs(600), &mut lost).await.expect_err("it is held");
+    let reads = fake.history().calls(Rpc::Range).count();
+    assert_eq!(reads, 0, "nothing is read while the watch stands");
+    let _away = fake.fault(On::open(Rpc::Watch).client("holder"), Do::cut());
+    fake.cut_streams("holder");
+    timeout(Duration::from_secs(600), &mut lost).await.expect_err("it is held still");
+    fake.client().txn(Txn::new().success(Op::delete(guard.key().clone()))).await.unwrap();
+    let other = session(&fake.client()).await;
+    let _other = Mutex::new(&other, "lock").unwrap().lock().await.unwrap();
+    let told = timeout(Duration::from_secs(130), lost).await.expect("it looks once in one or two minutes");
+    assert_eq!(told, LostReason::KeyDeleted);
 }

@@ -153,8 +153,8 @@ impl Wait {
     /// How many keys stay when nobody is there any more.
     pub(super) fn leaves(self) -> usize {
         match self {
-            // The number of permits; that all were there; the count, and what was counted.
-            Permit | Round => 1,
+            // The number of permits; the count, and what was counted.
+            Permit => 1,
             Latch => 2,
             _ => 0,
         }

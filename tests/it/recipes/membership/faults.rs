@@ -109,6 +109,29 @@ fn a_follower_survives_cuts_and_compaction() {
     });
 }
 
+/// A follower's stream broke and could not be opened again, while its reads were answered. A member changed what it says,
+/// and the count of members, which the follower looks at now and then, stayed the same: it was told nothing for an hour.
+#[tokio::test(start_paused = true)]
+async fn a_follower_whose_stream_cannot_be_opened_reads() {
+    let fake = FakeEtcd::start();
+    let (session, watching) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
+    let (group, mut changes) = (group(&session, "group"), group(&watching, "group").changes());
+    assert_eq!(told(&mut changes).await, "=");
+    let member = group.join("0").await.unwrap();
+    assert_eq!(told(&mut changes).await, "+0");
+    let away = fake.fault(On::open(Rpc::Watch).client("w"), Do::cut());
+    fake.cut_streams("w");
+    for n in 1..=3 {
+        member.update(format!("{n}")).await.unwrap();
+        let change =
+            timeout(S(130), changes.next()).await.expect("it looks once in one or two minutes").unwrap();
+        assert_eq!((short(change), changes.gaps()), (format!("~{n}"), n));
+    }
+    away.remove();
+    member.update("4").await.unwrap();
+    assert_eq!((told(&mut changes).await, changes.gaps()), ("~4".to_owned(), 3));
+}
+
 async fn client_noise(fake: &FakeEtcd) {
     fake.client().txn(Txn::new().success(Op::put("noise", "1"))).await.unwrap();
 }
