@@ -226,7 +226,8 @@ impl Transport {
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
-        let limit = self.limits.request_timeout / 2;
+        // A lease gives up what takes too long for it, and knows better how long that is.
+        let limit = self.limits.request_timeout;
         self.open("Lease/LeaseKeepAlive", limit, async move { client.lease_keep_alive(request).await }).await
     }
 

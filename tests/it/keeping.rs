@@ -134,3 +134,15 @@ async fn keep_alives_that_are_due_soon_go_out_together() {
     assert!(sent.len() <= 6, "{sent:?}");
     assert!(sessions.iter().all(Session::is_valid));
 }
+
+/// An overloaded server took seven seconds to open a stream. The client gave up after five and opened another, again and
+/// again, and lost a lease of which forty seconds were left.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_slow_to_open_the_stream_keeps_a_lease() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(60)).open().await.unwrap();
+    let slow = fake.fault(On::open(Rpc::LeaseKeepAlive), Do::delay(S(7)));
+    sleep(S(600)).await;
+    assert!(session.is_valid());
+    assert_eq!(slow.hits(), 1, "it is opened once");
+}
