@@ -48,12 +48,28 @@ pub(super) async fn fate(client: &Client, keys: &Keys, place: &[u8], taken_at: i
 
 /// The first event after a revision of a key that has changed since; None where that is compacted.
 pub(super) async fn first_event(client: &Client, key: &Bytes, after: i64) -> Result<Option<Event>> {
+    event(client, key, after, |_| true).await
+}
+
+/// The revision at which a key was deleted that is gone since a revision; None where that is compacted.
+pub(super) async fn deleted_at(client: &Client, key: &Bytes, after: i64) -> Result<Option<i64>> {
+    let deleted = event(client, key, after, |event| event.r#type() == EventType::Delete).await?;
+    Ok(deleted.and_then(|event| event.kv).map(|kv| kv.mod_revision))
+}
+
+async fn event(
+    client: &Client,
+    key: &Bytes,
+    after: i64,
+    is: impl Fn(&Event) -> bool,
+) -> Result<Option<Event>> {
     let mut watcher = client.watch(Watch::key(key).from_revision(after + 1));
     let first = async {
         let is_later =
             |event: &Event| event.kv.as_ref().is_some_and(|kv| kv.key == key && kv.mod_revision > after);
         loop {
-            if let Some(event) = watcher.next().await?.events.into_iter().find(is_later) {
+            let mut events = watcher.next().await?.events.into_iter();
+            if let Some(event) = events.find(|event| is_later(event) && is(event)) {
                 return Ok(event);
             }
         }

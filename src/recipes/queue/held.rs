@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::core::{Core, Item};
-use super::fate::{Fate, fate, read_at};
+use super::ends::{Along, Ends, was_ended};
 use super::settle::Settler;
 use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
@@ -71,13 +71,7 @@ impl Held {
     /// Ends the item, together with operations of the caller's.
     pub(super) async fn end(&self, ops: impl IntoIterator<Item = Op>) -> Result<()> {
         let ops = Vec::from_iter(ops);
-        let (put, deleted) = (ops.iter().find_map(Op::put_key), ops.iter().find_map(Op::count_deleted));
-        let ends = match (put, deleted) {
-            (Some(key), _) => Ends::Putting(key.clone()),
-            (None, Some(there)) => Ends::Deleting(there),
-            (None, None) if ops.iter().all(Op::is_read) => Ends::Alone,
-            (None, None) => Ends::With,
-        };
+        let ends = Ends::With(Along::of(&ops));
         let delete = self.delete().failure(self.own_item());
         self.decide(ops.into_iter().fold(delete, Txn::success), ends).await
     }
@@ -154,22 +148,6 @@ impl Drop for Held {
     }
 }
 
-/// Whether what is decided of an item ends it.
-enum Ends {
-    /// It is left to others.
-    Not,
-    /// The item is deleted, and no more.
-    Alone,
-    /// This key is put at once with that.
-    Putting(Bytes),
-    /// What is counted by this is deleted at once with that.
-    Deleting(pb::RangeRequest),
-    /// More is done at once with that, which leaves no such trace.
-    With,
-    /// The item is put among the dead letters.
-    Buries,
-}
-
 /// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
 async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: Ends) -> Result<()> {
     let client = core.session.client();
@@ -198,34 +176,5 @@ async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, en
         Some(true) => Ok(()),
         Some(false) => Err(fence.why().await.into()),
         None => Err(Error::from(fence.why().await).with_outcome(Outcome::Unknown)),
-    }
-}
-
-/// Whether an item that is gone was ended by its worker, and with it all that was to be done at once. None where that cannot
-/// be told.
-async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: Ends) -> Option<bool> {
-    let client = core.session.client();
-    let fate = fate(client, &core.keys, &item.place, item.kv.mod_revision).await.ok()?;
-    if let Fate::Deleted(at) = fate {
-        // An end of ours deletes the claim in the same revision.
-        let claim = read_at(client, fence.key(), at - 1).await.ok()?;
-        if claim.is_none_or(|kv| kv.create_revision != fence.token()) {
-            return Some(false);
-        }
-    }
-    match (fate, ends) {
-        // By hand, if not by us: no other has had it, nor will.
-        (Fate::Deleted(_), Ends::Alone) | (Fate::Buried, Ends::Buries) => Some(true),
-        (Fate::Deleted(at), Ends::Putting(key)) => {
-            let put = read_at(client, &key, at).await.ok()?;
-            Some(put.is_some_and(|kv| kv.mod_revision == at))
-        }
-        (Fate::Deleted(at), Ends::Deleting(there)) => {
-            let there = pb::RangeRequest { revision: at, ..there };
-            Some(client.transport().range(there).await.ok()?.count == 0)
-        }
-        (Fate::Deleted(_), _) | (Fate::Unmoved | Fate::Forgotten, _) => None,
-        // Another had it, after the claim was gone.
-        (Fate::Written | Fate::Buried, _) => Some(false),
     }
 }

@@ -81,9 +81,10 @@ impl Job {
     ///
     /// # Errors
     /// As [`ack`](Self::ack); but where the server refuses the operations ([`ErrorKind::TooManyOps`], say, with
-    /// [`Outcome::NotApplied`]) the item is given back, as by [`nack`](Self::nack). Where a reply is lost, and none of the
-    /// operations is a put, a delete or a read by itself, but only a transaction, it cannot be found out what became of
-    /// them: [`ErrorKind::Lost`], with [`Outcome::Unknown`].
+    /// [`Outcome::NotApplied`]) the item is given back, as by [`nack`](Self::nack). Where a reply is lost, what was put and
+    /// deleted at once with the item tells what became of the operations. It cannot be found out ([`ErrorKind::Lost`], with
+    /// [`Outcome::Unknown`]) where all that was to be put or deleted is within a transaction of its own; nor where a third
+    /// party had deleted the item before, and all that was to be deleted was missing.
     ///
     /// # Cancel safety
     /// As [`ack`](Self::ack).

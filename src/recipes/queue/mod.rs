@@ -3,6 +3,7 @@
 mod back;
 mod core;
 mod dead;
+mod ends;
 mod facade;
 mod fate;
 mod held;

@@ -209,3 +209,52 @@ async fn a_senders_slip_that_is_gone_is_told_as_what_it_is() {
         }
     }
 }
+
+/// An operator deleted the item of a job. The acknowledgement was applied all the same, with what was to be done at once, and
+/// its reply was lost: the worker was told that nothing was applied, since the item had gone before.
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_of_an_item_that_was_deleted_before_is_found() {
+    for how in ["ack", "ack with a put", "ack with a delete", "ack with a txn", "last nack"] {
+        let fake = FakeEtcd::start();
+        let a = session(&fake.client_for("a")).await;
+        fake.client().txn(Txn::new().success(Op::put("old", ""))).await.unwrap();
+        let taker = queue(&a, "q").max_deliveries(if how == "last nack" { 1 } else { 9 }).unwrap();
+        taker.enqueue("item").await.unwrap();
+        let job = taker.take().await.unwrap();
+        delete(&fake, &["q/items/"]).await;
+        let once = On::rpc(Rpc::Txn).client("a").matching(deletes).once();
+        fake.fault(once, Do::lose_reply_by(etcd_concurrency::fake::LoseReply::Hang));
+        match end(how, job).await {
+            Err(error) if how == "ack with a txn" => assert_eq!(error.outcome(), Outcome::Unknown),
+            ended => ended.unwrap_or_else(|error| panic!("{how}: {error}, {:?}", error.outcome())),
+        }
+    }
+}
+
+/// An operator deleted the item of a job, and later the claim; the acknowledgement in between never arrived. The worker was
+/// told that it was applied, where what it was to delete had been missing when the item was deleted.
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_deletes_what_was_missing_is_no_success_by_that() {
+    for (put_before, put_later) in [(false, false), (false, true), (true, true)] {
+        let fake = FakeEtcd::start();
+        let a = session(&fake.client_for("a")).await;
+        let put = || async { fake.client().txn(Txn::new().success(Op::put("old", ""))).await.unwrap() };
+        let taker = queue(&a, "q");
+        taker.enqueue("item").await.unwrap();
+        let job = taker.take().await.unwrap();
+        if put_before {
+            put().await;
+        }
+        delete(&fake, &["q/items/"]).await;
+        let vanishes = fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes).once(), Do::vanish());
+        let ending = tokio::spawn(end("ack with a delete", job));
+        until(&fake, |_| vanishes.hits() == 1).await;
+        if put_later {
+            put().await;
+        }
+        delete(&fake, &["q/claims/"]).await;
+        let error = ending.await.unwrap().expect_err("it was not applied");
+        let told = if put_later { Outcome::NotApplied } else { Outcome::Unknown };
+        assert_eq!((error.lost_reason(), error.outcome()), (Some(LostReason::KeyDeleted), told));
+    }
+}
