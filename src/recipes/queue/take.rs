@@ -233,7 +233,13 @@ impl Core {
                 let item = Item { place: head.place, kv: kv.clone(), returns };
                 Ok(Taken::Held(Held::new(self, item, take, claimed_at)))
             }
-            (None, _) => Ok(Taken::Lost(self.read_look(&look, &reply, 3)?)),
+            (None, found) => {
+                // An attempt whose answer was lost may have bound it to the lease, which ended since.
+                if found.is_none() && answer.ambiguous && take == Take::Keep {
+                    self.settle(head, mark, take);
+                }
+                Ok(Taken::Lost(self.read_look(&look, &reply, 3)?))
+            }
             // Somebody deletes items by hand.
             (Some(_), None) => {
                 self.settle(head, mark, take);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request, response_op::Response};
 use etcd_concurrency::{ErrorKind, LostReason, Outcome, Queue};
 use tokio::time::{Instant, sleep, timeout};
@@ -104,6 +104,42 @@ async fn an_item_whose_take_got_no_answer_outlives_a_dropped_session() {
     taking.abort();
     until(&fake, |fake| fake.leases() == 1).await;
     assert_eq!(text(other.try_dequeue().await.unwrap().expect("it is there")), "item");
+}
+
+/// A take was applied, and its reply lost. The lease was revoked by another client before the take was sent again, and took
+/// the item along, which that attempt found gone: as if another consumer had been faster. Found by the simulation.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_is_gone_at_the_second_attempt_comes_back() {
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        for dequeues in [true, false] {
+            let fake = FakeEtcd::start();
+            let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+            let other = queue(&b, "q");
+            other.enqueue("item").await.unwrap();
+            let (take, again) =
+                (|nth| On::rpc(Rpc::Txn).client("a").matching(puts("claims")).nth(nth), Hold::new());
+            let first = fake.fault(take(1), Do::lose_reply_by(lost.clone()));
+            fake.fault(take(2), Do::hold(&again));
+            let taking = tokio::spawn({
+                let queue = queue(&a, "q");
+                async move {
+                    if dequeues { queue.dequeue().await.map(drop) } else { queue.take().await.map(drop) }
+                }
+            });
+            while again.held() == 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+            assert!(fake.revoke_lease(a.lease()));
+            again.release();
+            assert_eq!(first.hits(), 1);
+            let took = timeout(S(60), other.dequeue()).await;
+            let took = took.unwrap_or_else(|_| panic!("it is not back: {}", fake.history()));
+            assert_eq!(text(took.unwrap()), "item");
+            let error = timeout(S(60), taking).await.unwrap().unwrap().unwrap_err();
+            assert_eq!(error.lost_reason(), Some(LostReason::Revoked));
+            until_clean(&fake).await;
+        }
+    }
 }
 
 /// With two deliveries at most, an item was buried that no worker had ever seen: a take without an answer counted twice.
