@@ -175,24 +175,35 @@ struct Rounds {
 }
 
 impl Rounds {
-    /// A round begins with the keys that are there: as many as make one up, each of another caller. Who has gone since is one
-    /// who is lost inside.
+    /// A round begins with keys that are there and are let in: as many as make one up, each of another caller. Who has gone
+    /// since is one who is lost inside.
     fn go_on(&mut self, state: &State, told: &Told) -> Result<(), String> {
-        let waiters = || state.values().filter(|kv| kv.key.starts_with(WAITERS.as_bytes()));
-        match state.get(READY.as_bytes()).map(|kv| kv.create_revision) {
+        match state.get(READY.as_bytes()) {
             None => {}
-            Some(same) if same == self.ready => {}
-            Some(began) => {
-                *self = Self { ready: began };
-                let callers = waiters().flat_map(|kv| told.callers.get(&kv.lease).into_iter().flatten());
-                let (there, callers) = (waiters().count(), callers.collect::<BTreeSet<_>>().len());
-                if there.min(callers) < TOGETHER as usize {
-                    return Err(format!("a round began at {began} with {there} keys of {callers} callers"));
+            Some(ready) if ready.create_revision == self.ready => {}
+            Some(ready) => {
+                *self = Self { ready: ready.create_revision };
+                let waiters = state.values().filter(|kv| kv.key.starts_with(WAITERS.as_bytes()));
+                let inside: Vec<_> = waiters.filter(|kv| is_let_in(kv.create_revision, ready)).collect();
+                let callers = inside.iter().flat_map(|kv| told.callers.get(&kv.lease).into_iter().flatten());
+                let (there, callers) = (inside.len(), callers.collect::<BTreeSet<_>>().len());
+                let named = text(&ready.value).split_whitespace().count();
+                if there != TOGETHER as usize || callers < there || named > there {
+                    let (began, value) = (self.ready, text(&ready.value));
+                    return Err(format!(
+                        "a round began at {began} with {there} keys of {callers} callers, by {value:?}"
+                    ));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether the one whose key was put at this revision is among those whom the ready key names, or moved in as it was put.
+fn is_let_in(token: i64, ready: &KeyValue) -> bool {
+    let names = text(&ready.value);
+    ready.mod_revision == token || names.split_whitespace().any(|name| name.parse() == Ok(token))
 }
 
 /// Written by who holds, and not after: all keys of the token stand, and where there is one holder, are the oldest.
@@ -210,7 +221,7 @@ fn guarded(state: &State, behind: &str) -> Result<(), String> {
     if stand < keys {
         return Err(format!("is behind {key} of {token}, of whose {keys} keys {stand} stood"));
     }
-    if key.starts_with(WAITERS) && state.get(READY.as_bytes()).is_none_or(|kv| kv.create_revision < token) {
+    if key.starts_with(WAITERS) && !state.get(READY.as_bytes()).is_some_and(|ready| is_let_in(token, ready)) {
         return Err(format!("is behind {key} of {token}, which was not inside"));
     }
     let alone = ["mutex/", "election/"].iter().find(|name| key.starts_with(**name));
