@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::core::Item;
 use super::fate::{Fate, fate, read_at};
 use super::settle::{Settler, take_back, write_again};
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::ids;
 use crate::key::unique_key;
 use crate::session::cleanup::Debt;
@@ -24,7 +24,7 @@ use crate::watch::second_look;
 
 impl Settler {
     /// Gives an item back as if it had never been taken.
-    pub(super) async fn give_back(self, item: Item, ours: Compare, goes_with_session: bool) {
+    pub(super) async fn give_back(&self, item: Item, ours: Compare, mut tries: Tries) {
         let created = item.kv.create_revision;
         // The take has written the item, and so will this.
         let returns = item.returns + 2;
@@ -36,34 +36,29 @@ impl Settler {
             .success(write_again(key, 0))
             .success(self.keys.count_returns(&item.place, created, returns));
         let txn = take_back(&self.keys, &item.place, ours, created, returns).failure(Op::txn(unclaimed));
-        let given = match goes_with_session {
-            true => self.give_or_save(&txn, &item).await,
-            false => self.until_answered(&txn, Repeat::Harmless).await.map(drop),
+        let given = match tries.is_precious() {
+            true => self.give_or_save(&txn, &item, &mut tries).await,
+            false => self.until(&txn, Repeat::Harmless, &mut tries).await.map(drop),
         };
         if let Err(error) = given {
             tracing::warn!(%error, place = ?item.place, "an item was not given back: it may have gone with its session");
+            tries.given_up(&error);
+        } else {
+            tries.settled();
         }
     }
 
-    async fn give_or_save(&self, back: &Txn, item: &Item) -> Result<()> {
-        let debt = self.cleanup.debt();
-        let mut tries = Tries::of(Some(&debt));
-        let given = async {
-            if self.has_gone(back, item, &mut tries).await? {
-                self.save(item, &mut tries).await?;
-            }
-            Ok(())
-        };
-        let given: Result<()> = given.await;
-        match &given {
-            Ok(()) => debt.saved(),
-            Err(error) => debt.failed(error.kind()),
+    async fn give_or_save(&self, back: &Txn, item: &Item, tries: &mut Tries) -> Result<()> {
+        // What the take itself met is no attempt to give the item back.
+        tries.in_doubt = false;
+        if self.has_gone(back, item, tries).await? {
+            self.save(item, tries).await?;
         }
-        given
+        Ok(())
     }
 
     /// Gives an item back, unless it has gone with the lease: whether it has.
-    async fn has_gone(&self, back: &Txn, item: &Item, tries: &mut Tries<'_>) -> Result<bool> {
+    async fn has_gone(&self, back: &Txn, item: &Item, tries: &mut Tries) -> Result<bool> {
         loop {
             let mut failed = match self.send(back, Repeat::Harmless).await {
                 Ok(answer) if is_given(&answer.value) => return Ok(false),
@@ -118,14 +113,17 @@ impl Settler {
         Ok(if self.has_ended().await? { Went::With } else { Went::Elsewhere })
     }
 
-    /// Whether the lease has ended, of which two keys are gone.
+    /// Whether the lease has ended, of which two keys are gone. Asked several times: one that is told to live may be told so by
+    /// a member that lags behind, or by a leader that is none any more.
     async fn has_ended(&self) -> Result<bool> {
-        if self.lease.lost_reason().is_none() {
-            return Ok(self.lease.ask().await?.is_some());
-        }
-        // A member that lags behind may know of it yet.
-        for _ in 0..LOOKS {
-            if self.lease.is_over().await? {
+        for look in 0..LOOKS {
+            let ended = match self.lease.lost_reason() {
+                None if look >= ASKS => return Ok(false),
+                // That it was lost here meanwhile says nothing of the server.
+                None => matches!(self.lease.ask().await?, Some(LostReason::LeaseGone | LostReason::Revoked)),
+                Some(_) => self.lease.is_over().await?,
+            };
+            if ended {
                 return Ok(true);
             }
             sleep(LOOK).await;
@@ -134,7 +132,7 @@ impl Settler {
     }
 
     /// Puts an item again, at the end of the queue: once, however often that is sent.
-    async fn save(&self, item: &Item, tries: &mut Tries<'_>) -> Result<()> {
+    async fn save(&self, item: &Item, tries: &mut Tries) -> Result<()> {
         loop {
             let id = self.grant(tries).await?;
             let (key, slip) = (self.keys.item(&item.place), unique_key(&self.keys.senders, id));
@@ -161,13 +159,19 @@ impl Settler {
     }
 
     /// A lease that fences one put off. It is not renewed.
-    async fn grant(&self, tries: &mut Tries<'_>) -> Result<i64> {
+    async fn grant(&self, tries: &mut Tries) -> Result<i64> {
         let ttl = i64::try_from(LONGEST.as_secs()).unwrap_or(i64::MAX);
         loop {
             let id = ids::lease();
             match self.client.transport().lease_grant(id, ttl).await {
-                Ok(answer) if answer.value.id == id => return Ok(id),
-                Ok(_) => return Err(Error::protocol("another lease was granted", Outcome::Unknown)),
+                Ok(answer) if answer.value.id == id => {
+                    tries.answered();
+                    return Ok(id);
+                }
+                Ok(_) => {
+                    let error = Error::protocol("another lease was granted", Outcome::Unknown);
+                    self.again(tries, error).await?;
+                }
                 // One of an attempt before, or of another process: nothing can tell. It is not used.
                 Err(error) if *error.kind() == ErrorKind::LeaseExists => sleep(tries.backoff.next()).await,
                 Err(error) => self.again(tries, error).await?,
@@ -176,22 +180,42 @@ impl Settler {
     }
 
     /// Waits for the next attempt; gives the error back where there is to be none.
-    pub(super) async fn again(&self, tries: &mut Tries<'_>, error: Error) -> Result<()> {
+    pub(super) async fn again(&self, tries: &mut Tries, error: Error) -> Result<()> {
         tries.in_doubt |= error.outcome() == Outcome::Unknown;
-        if let Some(debt) = tries.debt {
+        if let Some(debt) = &tries.debt {
             debt.failed(error.kind());
         }
-        if self.lease.lost_reason().is_some() {
-            tries.lost_at.get_or_insert_with(Instant::now);
-        }
-        let late = tries.lost_at.is_some_and(|at| at.elapsed() > LONGEST);
+        let precious = tries.is_precious();
         // Space is made by an operator, whenever that is. Only what would be lost is worth waiting for that.
-        let full = *error.kind() == ErrorKind::NoSpace && tries.debt.is_some();
-        if self.client.transport().is_final(error.kind()) || late && !full {
+        let full = precious && *error.kind() == ErrorKind::NoSpace;
+        // An operator edits users and roles, and what is refused meanwhile is not for ever.
+        let rights = precious
+            && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unauthenticated { .. });
+        let is_lost = self.lease.lost_reason().is_some();
+        // A process that stood still has asked no server meanwhile.
+        let took = tries.since.elapsed().min(LONGEST_ROUND);
+        tries.in_vain = match full {
+            // It is there.
+            true => Duration::ZERO,
+            false if is_lost => tries.in_vain + took,
+            false => tries.in_vain,
+        };
+        if self.client.transport().is_final(error.kind()) && !rights || tries.in_vain > LONGEST {
             return Err(if tries.in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
         }
         tracing::debug!(%error, "an item is not settled yet; trying again");
-        sleep(if late { second_look() } else { tries.backoff.next() }).await;
+        tries.lasted += took;
+        let pause = match full && is_lost && tries.lasted > LONGEST {
+            true => second_look(),
+            false if rights => tries.backoff.next().max(tries.lasted / 8).min(second_look()),
+            false => tries.backoff.next(),
+        };
+        tries.lasted += pause;
+        if is_lost && !full {
+            tries.in_vain += pause;
+        }
+        sleep(pause).await;
+        tries.since = Instant::now();
         Ok(())
     }
 }
@@ -211,24 +235,51 @@ fn is_given(back: &TxnReply) -> bool {
 }
 
 /// How far one has got with settling something.
-pub(super) struct Tries<'a> {
+pub(super) struct Tries {
     backoff: Backoff,
     /// An attempt may have been applied.
     pub(super) in_doubt: bool,
-    /// When an attempt first failed with the session lost.
-    lost_at: Option<Instant>,
+    /// When the attempt under way began.
+    since: Instant,
+    /// How long those took that failed, with the pauses after them.
+    lasted: Duration,
+    /// How long of that the session was lost, and no server answered, or it refused.
+    in_vain: Duration,
     /// What is lost where it does not succeed.
-    debt: Option<&'a Debt>,
+    debt: Option<Debt>,
 }
 
-impl<'a> Tries<'a> {
-    pub(super) fn of(debt: Option<&'a Debt>) -> Self {
-        Self { backoff: Backoff::default(), in_doubt: false, lost_at: None, debt }
+impl Tries {
+    pub(super) fn of(debt: Option<Debt>) -> Self {
+        let (backoff, since) = (Backoff::default(), Instant::now());
+        Self { backoff, in_doubt: false, since, lasted: Duration::ZERO, in_vain: Duration::ZERO, debt }
+    }
+
+    /// Something is lost where it does not succeed.
+    pub(super) fn is_precious(&self) -> bool {
+        self.debt.is_some()
+    }
+
+    /// A server has answered.
+    pub(super) fn answered(&mut self) {
+        (self.in_vain, self.since) = (Duration::ZERO, Instant::now());
+    }
+
+    pub(super) fn settled(&self) {
+        self.debt.iter().for_each(Debt::saved);
+    }
+
+    pub(super) fn given_up(&self, error: &Error) {
+        self.debt.iter().for_each(|debt| debt.failed(error.kind()));
     }
 }
 
 /// How often, and how far apart, one looks whether a lease has ended.
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_secs(1);
-/// How long after the session's end the server is asked: its lease may have been adopted, or may not have ended yet.
+/// How often while the session is not lost: then its leader is asked.
+const ASKS: u32 = 3;
+/// For how long the server is asked in vain after the session's end: its lease may have been adopted, or may not have ended yet.
 const LONGEST: Duration = Duration::from_secs(600);
+/// An attempt that took longer stood still.
+const LONGEST_ROUND: Duration = Duration::from_secs(60);

@@ -77,7 +77,7 @@ pub(super) async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: End
         (Ended::AtOnce, None) => (!along.hidden || seen.deleted).then_some(true),
         // It was deleted by hand, and no other has had it, nor will.
         (Ended::Before, None) if along.deleted.is_empty() => (!along.hidden).then_some(true),
-        (Ended::Before, None) if !seen.deleted => None,
+        (Ended::Before, None) if along.hidden || !seen.deleted => None,
         // While the lease stands, it was not the lease's end that deleted that with the claim.
         (Ended::Before, None) => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
     }

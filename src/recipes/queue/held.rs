@@ -124,7 +124,9 @@ impl Held {
     /// Gives the item back as if nobody had ever taken it.
     fn give_back(&self) {
         let (item, ours) = (self.item.clone(), self.fence.is_owner());
-        let giving = Settler::new(&self.core).give_back(item, ours, self.take == Take::Keep);
+        let settler = Settler::new(&self.core);
+        let tries = settler.tries(self.take == Take::Keep);
+        let giving = async move { settler.give_back(item, ours, tries).await };
         self.core.session.cleanup().before_revoke().spawn(giving);
     }
 

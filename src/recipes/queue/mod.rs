@@ -50,8 +50,8 @@ use crate::session::Session;
 ///   was away or its database full, the item goes to the end of the queue as soon as it can be put there, and
 ///   [`Session::close`] fails with what keeps it from that. It is lost in three cases, in each of which a dequeue that was
 ///   waited for fails with [`Outcome::Unknown`]: the client's process, or the runtime that the client was made on, ends before
-///   the item is back; the server cannot be reached, or refuses, for ten minutes after the session's end; or the server
-///   has compacted what became of the item before this client could ask. However long the database is full, an item that
+///   the item is back; the server is asked for ten minutes after the session's end, and cannot be reached, or refuses; or the
+///   server has compacted what became of the item before this client could ask. However long the database is full, an item that
 ///   this client has read is kept for that long.
 ///
 /// # Cost

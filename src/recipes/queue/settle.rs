@@ -21,14 +21,14 @@ use super::core::{Core, Item, read_returns};
 use super::fate::{first_event, read_at};
 use super::keys::Keys;
 use crate::client::Client;
-use crate::error::{Error, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::event::EventType;
 use crate::session::cleanup::Cleanup;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
-use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
 
 /// What settles takes in the background. It holds no session, which is not to stay open for it.
 #[derive(Clone)]
@@ -45,50 +45,63 @@ impl Settler {
         Self { client, lease, keys: core.keys.clone(), cleanup: core.session.cleanup().clone() }
     }
 
+    /// For an item that goes with the lease unless it is saved, where that is one: from here on closing the session tells of it.
+    pub(super) fn tries(&self, goes_with_session: bool) -> Tries {
+        Tries::of(goes_with_session.then(|| self.cleanup.debt()))
+    }
+
     /// Settles a take of an item that was seen with this mod_revision: takes it back, or sees to it that it never is applied.
-    pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes, goes_with_session: bool) {
+    pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes, mut tries: Tries) {
+        match self.settle(&place, seen, &mark, &mut tries).await {
+            Ok(Some(item)) => {
+                let ours = Compare::value(self.keys.claim(&place)).is(mark);
+                self.give_back(item, ours, tries).await;
+            }
+            Ok(None) => tries.settled(),
+            Err(error) => {
+                tracing::warn!(%error, "a take may hold its item until the session's end");
+                tries.given_up(&error);
+            }
+        }
+    }
+
+    /// The item that is to be given back, if the take was applied.
+    async fn settle(
+        &self,
+        place: &Bytes,
+        seen: i64,
+        mark: &Bytes,
+        tries: &mut Tries,
+    ) -> Result<Option<Item>> {
+        let goes_with_session = tries.is_precious();
         let item = pb::RangeRequest {
-            key: self.keys.item(&place),
+            key: self.keys.item(place),
             // The value is needed where the item goes with the lease.
             keys_only: !goes_with_session,
             ..Default::default()
         };
         let read = Txn::new()
-            .success(Op::get(self.keys.claim(&place)))
+            .success(Op::get(self.keys.claim(place)))
             .success(item.into())
-            .success(Op::get(self.keys.returns(&place)));
+            .success(Op::get(self.keys.returns(place)));
         let mut backoff = Backoff::default();
         for _ in 0..MOST_ROUNDS {
-            let settled = async {
-                let reply = self.until_answered(&read, Repeat::Read).await?.value;
-                Ok::<_, Error>(match self.end_of(&place, seen, &mark, &reply)? {
-                    End::GiveBack(item) => {
-                        let ours = Compare::value(self.keys.claim(&place)).is(mark.clone());
-                        self.clone().give_back(item, ours, goes_with_session).await;
-                        true
+            let reply = self.until(&read, Repeat::Read, tries).await?.value;
+            match self.end_of(place, seen, mark, &reply) {
+                Err(error) => self.again(tries, error).await?,
+                Ok(End::GiveBack(item)) => return Ok(Some(item)),
+                Ok(End::Send(end)) => {
+                    if self.until(&end, Repeat::Harmless, tries).await?.value.succeeded {
+                        return Ok(None);
                     }
-                    End::Send(end) => self.until_answered(&end, Repeat::Harmless).await?.value.succeeded,
-                    End::Gone if goes_with_session => {
-                        if let Some(item) = self.taken(&place, seen, &mark).await? {
-                            let ours = Compare::value(self.keys.claim(&place)).is(mark.clone());
-                            self.clone().give_back(item, ours, true).await;
-                        }
-                        true
-                    }
-                    End::Gone | End::Settled => true,
-                })
-            };
-            match settled.await {
-                Ok(true) => return,
-                // It was applied, or another took the item, between the two.
-                Ok(false) => sleep(backoff.next()).await,
-                Err(error) => {
-                    tracing::warn!(%error, "a take may hold its item until the session's end");
-                    return;
+                    // It was applied, or another took the item, between the two.
+                    sleep(backoff.next()).await;
                 }
+                Ok(End::Gone) if goes_with_session => return self.taken(place, seen, mark, tries).await,
+                Ok(End::Gone | End::Settled) => return Ok(None),
             }
         }
-        tracing::warn!("a take was not settled: the server's answers fit no state of the queue");
+        Err(unexpected("a take was not settled: the answers fit no state of the queue"))
     }
 
     /// What settles a take, by what there is.
@@ -120,10 +133,23 @@ impl Settler {
 
     /// The item of a take that was applied and has ended since, as far as the server still tells. None where it was
     /// another's.
-    async fn taken(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<Item>> {
-        let event = first_event(&self.client, &self.keys.item(place), seen).await?;
-        let Some(kv) = event.filter(|event| event.r#type() == EventType::Put).and_then(|event| event.kv)
-        else {
+    async fn taken(&self, place: &Bytes, seen: i64, mark: &Bytes, tries: &mut Tries) -> Result<Option<Item>> {
+        loop {
+            match self.taken_once(place, seen, mark).await {
+                Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                    self.again(tries, error).await?;
+                }
+                told => return told,
+            }
+        }
+    }
+
+    async fn taken_once(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<Item>> {
+        let Some(event) = first_event(&self.client, &self.keys.item(place), seen).await? else {
+            let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
+            return Err(error.because("whether a take was applied"));
+        };
+        let Some(kv) = event.kv.filter(|_| event.r#type == i32::from(EventType::Put)) else {
             return Ok(None);
         };
         // The write that took it put the claim as well.
@@ -168,11 +194,12 @@ impl Settler {
         &self,
         txn: &Txn,
         repeat: Repeat,
-        tries: &mut Tries<'_>,
+        tries: &mut Tries,
     ) -> Result<Answer<TxnReply>> {
         loop {
             match self.send(txn, repeat).await {
                 Ok(answer) => {
+                    tries.answered();
                     return Ok(Answer { ambiguous: answer.ambiguous || tries.in_doubt, ..answer });
                 }
                 Err(error) => self.again(tries, error).await?,

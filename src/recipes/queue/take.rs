@@ -251,7 +251,9 @@ impl Core {
 
     /// Settles a take of which nobody knows whether it was applied.
     fn settle(&self, head: Head, mark: Bytes, take: Take) {
-        let settling = Settler::new(self).take(head.place, head.mod_revision, mark, take == Take::Keep);
+        let settler = Settler::new(self);
+        let tries = settler.tries(take == Take::Keep);
+        let settling = settler.take(head.place, head.mod_revision, mark, tries);
         self.session.cleanup().before_revoke().spawn(settling);
     }
 }

@@ -3,11 +3,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::pb::etcdserverpb::{LeaseTimeToLiveResponse, TxnRequest, TxnResponse};
+use etcd_concurrency::pb::etcdserverpb::{
+    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, TxnRequest, TxnResponse,
+};
 use etcd_concurrency::{Client, RawService};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -48,6 +51,18 @@ pub(crate) fn knows_all_leases(fake: &FakeEtcd) -> Client {
     })
 }
 
+/// The same, where it renews a lease that has ended: so many times.
+pub(crate) fn renews_what_has_ended(fake: &FakeEtcd, times: usize) -> Client {
+    let lies = AtomicUsize::new(0);
+    lying(fake, "/LeaseKeepAlive", move |_, answer| {
+        let mut answer = LeaseKeepAliveResponse::decode(answer).expect("an answer in one piece");
+        if answer.ttl <= 0 && lies.fetch_add(1, Ordering::Relaxed) < times {
+            answer.ttl = 60;
+        }
+        answer.encode_to_vec()
+    })
+}
+
 fn lying(
     fake: &FakeEtcd,
     method: &'static str,
@@ -81,11 +96,15 @@ impl Service<Request<Body>> for Lying {
             if !request.uri().path().ends_with(method) {
                 return inner.call(request).await;
             }
-            let (parts, body) = request.into_parts();
-            let asked = body.collect().await.expect("a request").to_bytes();
-            let question = asked.slice(5..);
-            let answer =
-                inner.call(Request::from_parts(parts, Body::new(http_body_util::Full::new(asked)))).await?;
+            let (mut request, mut question) = (request, Bytes::new());
+            // A stream has no end that could be waited for.
+            if method != "/LeaseKeepAlive" {
+                let (parts, body) = request.into_parts();
+                let asked = body.collect().await.expect("a request").to_bytes();
+                question = asked.slice(5..);
+                request = Request::from_parts(parts, Body::new(http_body_util::Full::new(asked)));
+            }
+            let answer = inner.call(request).await?;
             Ok(answer.map(|body| {
                 Body::new(body.map_frame(move |frame| frame.map_data(|data| told(&lie, &question, &data))))
             }))

@@ -5,13 +5,13 @@ use std::time::Duration;
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::{ErrorKind, LostReason, Op, Outcome, Queue};
-use pb::alarm_request::AlarmAction;
+pub(super) use pb::alarm_request::AlarmAction;
 use tokio::time::{sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
 use super::{queue, text};
 
-async fn alarm(fake: &FakeEtcd, action: AlarmAction) {
+pub(super) async fn alarm(fake: &FakeEtcd, action: AlarmAction) {
     let (action, alarm) = (action.into(), pb::AlarmType::Nospace.into());
     let request = pb::AlarmRequest { action, member_id: 1, alarm };
     fake.client().maintenance_client().alarm(request).await.unwrap();

@@ -10,6 +10,7 @@ mod herd;
 mod jobs;
 mod model;
 mod priority;
+mod saved;
 mod settled;
 
 use std::collections::HashMap;

@@ -1,0 +1,162 @@
+//! Items that go with the lease unless they are saved, and what keeps them from that for a while: on the fake and its paused
+//! clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest, request_op::Request};
+use etcd_concurrency::{ErrorKind, LostReason, Outcome, Queue, Session};
+use tokio::time::{advance, sleep, timeout};
+use tonic::Status;
+
+use super::faults::{S, count, puts, session, until, until_clean};
+use super::full::{AlarmAction, alarm};
+use super::{queue, text};
+use crate::support::lies;
+use crate::support::requests::deletes;
+
+/// Reads what became of a take.
+fn settles(txn: &TxnRequest) -> bool {
+    txn.compare.is_empty()
+        && txn.success.iter().any(|op| match &op.request {
+            Some(Request::RequestRange(range)) => {
+                range.range_end.is_empty() && range.key.starts_with(b"q/claims/")
+            }
+            _ => false,
+        })
+}
+
+/// Gives back, or puts again.
+fn saves(txn: &TxnRequest) -> bool {
+    deletes(txn) || puts("items")(txn) && puts("senders")(txn)
+}
+
+/// The session of client `a`, of which a take is applied and not answered; and another's queue.
+async fn taken(fake: &FakeEtcd) -> (Session, Queue, tokio::task::JoinHandle<()>) {
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
+    fake.fault(on, Do::lose_reply_by(LoseReply::Hang));
+    let taking = tokio::spawn(async move { drop(taker.dequeue().await.unwrap_err()) });
+    until(fake, |fake| count(fake, "claims") == 1).await;
+    (a, other, taking)
+}
+
+async fn comes_back(fake: &FakeEtcd, other: &Queue) {
+    until(fake, |fake| count(fake, "items") == 1 && count(fake, "claims") == 0).await;
+    assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+    until_clean(fake).await;
+}
+
+/// The item of an unanswered take went with the lease. What the server remembers of it was asked for once, and where that failed
+/// the item was lost.
+#[tokio::test(start_paused = true)]
+async fn what_became_of_an_unanswered_take_is_asked_until_it_is_told() {
+    for what in ["range", "watch"] {
+        let fake = FakeEtcd::start();
+        let (a, other, taking) = taken(&fake).await;
+        fake.partition("a");
+        assert_eq!(a.lost().await, LostReason::Expired);
+        until(&fake, |fake| fake.leases() == 1).await;
+        assert_eq!(count(&fake, "items"), 0);
+        let fault = match what {
+            "range" => {
+                let past = |range: &RangeRequest| range.revision > 0;
+                let on = On::rpc(Rpc::Range).client("a").matching(past).times(3);
+                fake.fault(on, Do::fail(Status::unknown("out of order")))
+            }
+            // For longer than a watch is waited for.
+            _ => fake.fault(On::rpc(Rpc::Watch).client("a").times(1), Do::vanish()),
+        };
+        fake.heal("a");
+        comes_back(&fake, &other).await;
+        assert!(fault.hits() > 0, "{what}");
+        taking.await.unwrap();
+    }
+}
+
+/// The database was full for longer than a server that is away is waited for. While space was made the server was away for a moment,
+/// and the client gave the item up.
+#[tokio::test(start_paused = true)]
+async fn a_full_database_uses_up_no_patience() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    alarm(&fake, AlarmAction::Activate).await;
+    assert_eq!(*a.close().await.expect_err("an item is unsaved").kind(), ErrorKind::NoSpace);
+    sleep(S(1800)).await;
+    let away = fake.fault(On::any().client("a"), Do::cut());
+    sleep(S(180)).await;
+    assert!(away.hits() > 0);
+    away.remove();
+    alarm(&fake, AlarmAction::Deactivate).await;
+    sleep(S(120)).await;
+    comes_back(&fake, &other).await;
+    a.close().await.expect("it is saved");
+    taking.await.unwrap();
+}
+
+/// The process stood still, or its host slept, while the server was away: that was taken for time in which the server had been
+/// asked, and the item given up.
+#[tokio::test(start_paused = true)]
+async fn a_standstill_uses_up_no_patience() {
+    let fake = FakeEtcd::start();
+    let (a, _other, taking) = taken(&fake).await;
+    fake.partition("a");
+    assert_eq!(a.lost().await, LostReason::Expired);
+    sleep(S(60)).await;
+    advance(S(3600)).await;
+    sleep(S(60)).await;
+    fake.heal("a");
+    // The other's session has ended, too.
+    let other = queue(&session(&fake.client_for("b")).await, "q");
+    comes_back(&fake, &other).await;
+    taking.await.unwrap();
+}
+
+/// Users and roles were edited, and the client had no right to the queue for some minutes: the item was given up at once.
+#[tokio::test(start_paused = true)]
+async fn an_item_outlasts_rights_that_are_taken_for_a_while() {
+    let denied = Status::permission_denied("etcdserver: permission denied");
+    let failed = Status::invalid_argument("etcdserver: authentication failed, invalid user ID or password");
+    for refusal in [denied, failed] {
+        for closed in [false, true] {
+            for reads in [false, true] {
+                let fake = FakeEtcd::start();
+                let (a, other, taking) = taken(&fake).await;
+                let on = On::rpc(Rpc::Txn).client("a");
+                let on = on.matching(move |txn| saves(txn) || reads && settles(txn));
+                let refused = fake.fault(on, Do::fail(refusal.clone()));
+                if closed {
+                    a.close().await.expect_err("the item is not back");
+                }
+                sleep(S(400)).await;
+                assert!((2..120).contains(&refused.hits()), "{}", refused.hits());
+                refused.remove();
+                comes_back(&fake, &other).await;
+                if closed {
+                    a.close().await.expect("it is saved");
+                }
+                taking.await.unwrap();
+            }
+        }
+    }
+}
+
+/// A lease that has ended was answered to be alive, once: so the item was thought to be deleted by hand, and lost.
+#[tokio::test(start_paused = true)]
+async fn a_wrong_word_of_a_leases_life_loses_no_item() {
+    let fake = FakeEtcd::start();
+    let (a, b) =
+        (session(&lies::renews_what_has_ended(&fake, 1)).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    let on = || On::rpc(Rpc::Txn).client("default");
+    fake.fault(on().matching(puts("claims")), Do::delay_reply(S(1)));
+    fake.fault(on().matching(deletes), Do::delay(S(3)));
+    timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+    sleep(S(1)).await;
+    fake.revoke_lease(a.lease());
+    assert_eq!(count(&fake, "items"), 0);
+    comes_back(&fake, &other).await;
+}
