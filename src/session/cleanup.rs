@@ -60,7 +60,7 @@ impl Cleanup {
         Self { tasks: self.urgent.clone(), from_the_start: true, ..self.clone() }
     }
 
-    /// Something that the lease's end loses unless it is saved: as long as that fails, closing the session says so.
+    /// Something that the lease's end loses unless it is saved: until it is, closing the session says so.
     pub(crate) fn debt(&self) -> Debt {
         self.unsaved.debt()
     }

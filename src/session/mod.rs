@@ -181,8 +181,9 @@ impl Session {
     /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before.
     ///
     /// The lease is gone, but an item of a [`Queue`](crate::Queue) is not back in it, which had been taken for a dequeue that
-    /// was dropped or failed: with what keeps it from being put there, such as [`NoSpace`](ErrorKind::NoSpace) while the
-    /// server's database is full. The client goes on trying in the background, and another call tells how that stands; a
+    /// was dropped or failed, or it is not known yet whether it is: with what keeps it from being put there, such as
+    /// [`NoSpace`](ErrorKind::NoSpace) while the server's database is full, or [`Timeout`](ErrorKind::Timeout) while the server
+    /// has not answered. The client goes on trying in the background, and another call tells how that stands; a
     /// process that ends before takes the item along.
     ///
     /// # Cancel safety
@@ -199,8 +200,14 @@ impl Session {
             });
         }
         let revoked = inner.ending.wait().await;
-        let drained = tokio::time::timeout(self.patience(), self.cleanup().drained()).await;
-        if drained.is_err() {
+        let drained = async {
+            self.cleanup().drained().await;
+            if lease.is_anothers() {
+                // No revoke has waited for it.
+                self.cleanup().may_revoke().await;
+            }
+        };
+        if tokio::time::timeout(self.patience(), drained).await.is_err() {
             tracing::debug!("work is left in the background: the lease's end will settle it");
         }
         lease.told().await;

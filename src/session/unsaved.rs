@@ -15,8 +15,8 @@ struct Known {
     why: BTreeMap<u64, ErrorKind>,
 }
 
-/// One thing that is to be saved. It counts as unsaved from the first attempt that failed until it is [`saved`](Self::saved),
-/// also where it was given up.
+/// One thing that is to be saved. It counts as unsaved from its making until it is [`saved`](Self::saved), also where it
+/// was given up.
 pub(crate) struct Debt {
     unsaved: Unsaved,
     id: u64,
@@ -26,7 +26,10 @@ impl Unsaved {
     pub(super) fn debt(&self) -> Debt {
         let mut known = self.known();
         known.next += 1;
-        Debt { id: known.next, unsaved: self.clone() }
+        let id = known.next;
+        // As long as no attempt has failed, none has been answered.
+        known.why.insert(id, ErrorKind::Timeout);
+        Debt { id, unsaved: self.clone() }
     }
 
     /// The error that it is that something is unsaved.
@@ -56,12 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_failed_is_told_until_it_is_saved() {
+    fn what_is_unsaved_is_told_until_it_is_saved() {
         let unsaved = Unsaved::default();
+        assert!(unsaved.error().is_none());
         let (one, other) = (unsaved.debt(), unsaved.debt());
-        assert!(unsaved.error().is_none(), "nothing has failed yet");
+        assert_eq!(*unsaved.error().expect("two are unsaved").kind(), ErrorKind::Timeout);
         one.failed(&ErrorKind::NoSpace);
         other.failed(&ErrorKind::PermissionDenied);
+        assert_eq!(*unsaved.error().expect("two are unsaved").kind(), ErrorKind::NoSpace);
         one.saved();
         // Given up.
         drop(other);

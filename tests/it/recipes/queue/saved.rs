@@ -49,6 +49,33 @@ async fn comes_back(fake: &FakeEtcd, other: &Queue) {
     until_clean(fake).await;
 }
 
+/// An item was on its way back, or it was not found out yet whether it had been taken, when the session was closed: no attempt had
+/// failed by then, and `close` said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_an_item_that_is_on_its_way_back() {
+    for answered in [true, false] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
+        match answered {
+            true => fake.fault(on, Do::delay_reply(S(1))),
+            false => fake.fault(on, Do::lose_reply_by(LoseReply::Hang)),
+        };
+        let silent = fake
+            .fault(On::rpc(Rpc::Txn).client("a").matching(|txn| saves(txn) || settles(txn)), Do::vanish());
+        timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+        // The last attempt is sent when `close` has begun, and fails when it has ended.
+        sleep(Duration::from_millis(250)).await;
+        let error = a.close().await.expect_err("the item is not back");
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown), "{answered}");
+        silent.remove();
+        comes_back(&fake, &other).await;
+        a.close().await.expect("it is saved");
+    }
+}
+
 /// The item of an unanswered take went with the lease. What the server remembers of it was asked for once, and where that failed
 /// the item was lost.
 #[tokio::test(start_paused = true)]
