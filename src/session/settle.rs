@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::sleep;
 
@@ -11,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::lease::Lease;
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, is_of_rights};
 use crate::txn::{Txn, TxnReply};
 
 /// What settles for a session in the background. It does not keep the session open: where all of its handles are gone,
@@ -110,14 +111,19 @@ impl Settler {
         let client = self.client().clone();
         // Not among the session's own tasks: closing it is not to wait for this.
         drop(client.runtime().clone().spawn(async move {
-            let mut backoff = Backoff::default();
+            let (mut backoff, mut refused) = (Backoff::default(), Duration::ZERO);
             while let Err(error) = work().await {
-                if client.transport().is_final(error.kind()) {
+                let mut pause = backoff.next();
+                if is_of_rights(error.kind()) && refused < LONGEST_REFUSED {
+                    // The longer, the rarer.
+                    pause = pause.max(refused / 8);
+                    refused += pause;
+                } else if client.transport().is_final(error.kind()) {
                     tracing::warn!(%error, what, "the server refuses it: a key may stay");
                     return;
                 }
                 tracing::debug!(%error, what, "not settled yet; trying again");
-                sleep(backoff.next()).await;
+                sleep(pause).await;
             }
         }));
     }
@@ -132,3 +138,6 @@ impl Settler {
         }
     }
 }
+
+/// For how long a right that the client has not is waited for, where a key would stay for good.
+const LONGEST_REFUSED: Duration = Duration::from_secs(600);

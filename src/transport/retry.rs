@@ -137,6 +137,12 @@ pub(crate) fn is_final(kind: &ErrorKind) -> bool {
     )
 }
 
+/// True for those of them that are of a user's rights, which operators edit: refused for good, unless it matters enough to ask
+/// again later.
+pub(crate) fn is_of_rights(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::Unauthenticated { .. })
+}
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::ids;
 use crate::key::unique_key;
 use crate::session::cleanup::Debt;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, is_of_rights};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::second_look;
 
@@ -189,8 +189,7 @@ impl Settler {
         // Space is made by an operator, whenever that is. Only what would be lost is worth waiting for that.
         let full = precious && *error.kind() == ErrorKind::NoSpace;
         // An operator edits users and roles, and what is refused meanwhile is not for ever.
-        let rights = precious
-            && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unauthenticated { .. });
+        let rights = precious && is_of_rights(error.kind());
         let is_lost = self.lease.lost_reason().is_some();
         // A process that stood still has asked no server meanwhile.
         let took = tries.since.elapsed().min(LONGEST_ROUND);

@@ -223,6 +223,30 @@ async fn a_hold_that_the_sessions_end_cuts_short_may_have_been_made() {
     }
 }
 
+/// A hold of unknown fate has no lease that would end it. While users and roles were edited the client had no right to take it
+/// back, and it stayed for good. Without an end it is not tried.
+#[tokio::test(start_paused = true)]
+async fn a_hold_of_unknown_fate_outlasts_no_rights_that_are_taken_for_a_while() {
+    for (minutes, gone) in [(5, true), (60, false)] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client_for("a")).ttl(S(5)).open().await.unwrap();
+        let gate = barrier(&session, "gate");
+        // The second of its writes takes it off the lease.
+        let writes = || On::rpc(Rpc::Txn).client("a").matching(writes);
+        fake.fault(writes().nth(2), Do::lose_reply_by(LoseReply::Hang));
+        let holding = tokio::spawn(async move { gate.hold().await });
+        fake.until(|fake| fake.snapshot().get("gate").is_some_and(|kv| kv.lease == 0)).await;
+        let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+        let refused = fake.fault(writes(), Do::fail(denied));
+        holding.abort();
+        tokio::time::sleep(S(60 * minutes)).await;
+        assert!((10..150).contains(&refused.hits()), "{}", refused.hits());
+        refused.remove();
+        tokio::time::sleep(S(60)).await;
+        assert_eq!(fake.snapshot().get("gate").is_none(), gone, "{minutes} minutes");
+    }
+}
+
 /// etcd#22082, for barriers: a release that is repeated, or late, must not release the next hold.
 #[tokio::test(start_paused = true)]
 async fn a_late_release_never_releases_a_later_hold() {
