@@ -55,7 +55,9 @@ async fn comes_back(fake: &FakeEtcd, other: &Queue) {
 async fn closing_tells_of_an_item_that_is_on_its_way_back() {
     for answered in [true, false] {
         let fake = FakeEtcd::start();
-        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        // So short that `close` waits for less than an attempt takes.
+        let a = Session::builder(&fake.client_for("a")).ttl(S(5)).open().await.unwrap();
+        let b = session(&fake.client_for("b")).await;
         let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
         other.enqueue("item").await.unwrap();
         let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
@@ -66,8 +68,7 @@ async fn closing_tells_of_an_item_that_is_on_its_way_back() {
         let silent = fake
             .fault(On::rpc(Rpc::Txn).client("a").matching(|txn| saves(txn) || settles(txn)), Do::vanish());
         timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
-        // The last attempt is sent when `close` has begun, and fails when it has ended.
-        sleep(Duration::from_millis(250)).await;
+        sleep(S(1)).await;
         let error = a.close().await.expect_err("the item is not back");
         assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown), "{answered}");
         silent.remove();
