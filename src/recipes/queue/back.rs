@@ -73,7 +73,7 @@ impl Settler {
             };
             let answered = failed.is_none();
             // As long as the lease lives, the item waits for the next attempt.
-            if answered || self.lease.lost_reason().is_some() {
+            if answered || self.lease().lost_reason().is_some() {
                 match self.went(item, tries.in_doubt).await {
                     Ok(Went::With) => return Ok(true),
                     Ok(Went::Elsewhere) => return Ok(false),
@@ -93,10 +93,10 @@ impl Settler {
     /// Where an item went that a take has bound to the lease. An error where that is compacted, and the item may have been
     /// given back, and taken by another since.
     async fn went(&self, item: &Item, in_doubt: bool) -> Result<Went> {
-        match fate(&self.client, &self.keys, &item.place, item.kv.mod_revision).await? {
+        match fate(self.client(), &self.keys, &item.place, item.kv.mod_revision).await? {
             Fate::Unmoved => return Ok(Went::Nowhere),
             Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
-            Fate::Deleted(at) => match read_at(&self.client, &self.keys.claim(&item.place), at).await {
+            Fate::Deleted(at) => match read_at(self.client(), &self.keys.claim(&item.place), at).await {
                 // It was deleted by hand: the lease would have taken both.
                 Ok(Some(_)) => return Ok(Went::Elsewhere),
                 Ok(None) => {}
@@ -117,11 +117,13 @@ impl Settler {
     /// a member that lags behind, or by a leader that is none any more.
     async fn has_ended(&self) -> Result<bool> {
         for look in 0..LOOKS {
-            let ended = match self.lease.lost_reason() {
+            let ended = match self.lease().lost_reason() {
                 None if look >= ASKS => return Ok(false),
                 // That it was lost here meanwhile says nothing of the server.
-                None => matches!(self.lease.ask().await?, Some(LostReason::LeaseGone | LostReason::Revoked)),
-                Some(_) => self.lease.is_over().await?,
+                None => {
+                    matches!(self.lease().ask().await?, Some(LostReason::LeaseGone | LostReason::Revoked))
+                }
+                Some(_) => self.lease().is_over().await?,
             };
             if ended {
                 return Ok(true);
@@ -143,7 +145,7 @@ impl Settler {
                 .success(Op::put_with_lease(slip, Bytes::new(), id));
             tries.in_doubt = false;
             let sent = self.until(&txn, Repeat::Harmless, tries).await;
-            if let Err(error) = self.client.transport().lease_revoke(id).await {
+            if let Err(error) = self.client().transport().lease_revoke(id).await {
                 tracing::debug!(%error, "a lease that saved an item is left to its TTL");
             }
             match sent {
@@ -163,7 +165,7 @@ impl Settler {
         let ttl = i64::try_from(LONGEST.as_secs()).unwrap_or(i64::MAX);
         loop {
             let id = ids::lease();
-            match self.client.transport().lease_grant(id, ttl).await {
+            match self.client().transport().lease_grant(id, ttl).await {
                 Ok(answer) if answer.value.id == id => {
                     tries.answered();
                     return Ok(id);
@@ -190,7 +192,7 @@ impl Settler {
         let full = precious && *error.kind() == ErrorKind::NoSpace;
         // An operator edits users and roles, and what is refused meanwhile is not for ever.
         let rights = precious && is_of_rights(error.kind());
-        let is_lost = self.lease.lost_reason().is_some();
+        let is_lost = self.lease().lost_reason().is_some();
         // A process that stood still has asked no server meanwhile.
         let took = tries.since.elapsed().min(LONGEST_ROUND);
         tries.in_vain = match full {
@@ -199,7 +201,7 @@ impl Settler {
             false if is_lost => tries.in_vain + took,
             false => tries.in_vain,
         };
-        if self.client.transport().is_final(error.kind()) && !rights || tries.in_vain > LONGEST {
+        if self.client().transport().is_final(error.kind()) && !rights || tries.in_vain > LONGEST {
             return Err(if tries.in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
         }
         tracing::debug!(%error, "an item is not settled yet; trying again");

@@ -18,32 +18,39 @@ use crate::txn::{Op, Txn};
 /// An item that is claimed. Dropped before it was handed out, it goes back to its place in the background.
 #[derive(Debug)]
 pub(super) struct Held {
-    core: Core,
-    item: Item,
+    hand: Hand,
     take: Take,
-    fence: Fence,
     /// Somebody was given it.
     delivered: bool,
     /// What is to become of it is decided.
     settled: AtomicBool,
 }
 
+/// What its end is made of.
+#[derive(Debug, Clone)]
+struct Hand {
+    core: Core,
+    item: Item,
+    fence: Fence,
+}
+
 impl Held {
     pub(super) fn new(core: Core, item: Item, take: Take, claimed_at: i64) -> Self {
         let fence = Fence::new(&core.session, core.keys.claim(&item.place), claimed_at);
-        Self { core, item, take, fence, delivered: false, settled: AtomicBool::new(false) }
+        let hand = Hand { core, item, fence };
+        Self { hand, take, delivered: false, settled: AtomicBool::new(false) }
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        self.fence.check()
+        self.hand.fence.check()
     }
 
     /// The value, for good: the item is deleted in the background, by the end of the session at the latest.
     pub(super) fn keep(self) -> Bytes {
         debug_assert_eq!(self.take, Take::Keep, "what is not bound to the session may be delivered again");
         self.settled.store(true, Ordering::Relaxed);
-        self.in_background(self.delete());
-        self.item.kv.value.clone()
+        self.in_background(self.hand.delete());
+        self.hand.item.kv.value.clone()
     }
 
     /// Lends it: from here on it counts as delivered.
@@ -53,47 +60,110 @@ impl Held {
     }
 
     pub(super) fn fence(&self) -> &Fence {
-        &self.fence
+        &self.hand.fence
     }
 
     pub(super) fn session(&self) -> &Session {
-        &self.core.session
+        &self.hand.core.session
     }
 
     pub(super) fn value(&self) -> &Bytes {
-        &self.item.kv.value
+        &self.hand.item.kv.value
     }
 
     pub(super) fn deliveries(&self) -> u32 {
-        self.item.deliveries()
+        self.hand.item.deliveries()
     }
 
     /// Ends the item, together with operations of the caller's.
     pub(super) async fn end(&self, ops: impl IntoIterator<Item = Op>) -> Result<()> {
         let ops = Vec::from_iter(ops);
         let ends = Ends::With(Along::of(&ops));
-        let delete = self.delete().failure(self.own_item());
+        let delete = self.hand.delete().failure(self.hand.own_item());
         self.decide(ops.into_iter().fold(delete, Txn::success), ends).await
     }
 
     /// Leaves the item to others.
     pub(super) async fn leave(&self) -> Result<()> {
-        let ends = match self.core.is_spent(self.item.deliveries()) {
+        let ends = match self.hand.core.is_spent(self.hand.item.deliveries()) {
             true => Ends::Buries,
             false => Ends::Not,
         };
-        self.decide(self.unclaim().failure(self.own_item()), ends).await
+        self.decide(self.hand.unclaim().failure(self.hand.own_item()), ends).await
     }
 
     /// Sends what is decided, once for all: what fails goes on in the background.
     async fn decide(&self, txn: Txn, ends: Ends) -> Result<()> {
-        self.fence.check()?;
+        self.hand.fence.check()?;
         self.settled.store(true, Ordering::Relaxed);
-        self.fence.fall(LostReason::Released);
-        let deciding =
-            decide(self.core.clone(), self.fence.clone(), self.item.clone(), txn, self.unclaim(), ends);
-        let deciding = self.core.session.cleanup().before_revoke().finish(deciding);
-        self.core.unless_lost(deciding, &AtomicBool::new(true)).await
+        self.hand.fence.fall(LostReason::Released);
+        let deciding = self.hand.clone().decide(txn, ends);
+        let deciding = self.hand.core.session.cleanup().before_revoke().finish(deciding);
+        self.hand.core.unless_lost(deciding, &AtomicBool::new(true)).await
+    }
+
+    /// Gives the item back as if nobody had ever taken it.
+    fn give_back(&self) {
+        let (item, ours) = (self.hand.item.clone(), self.hand.fence.is_owner());
+        let settler = Settler::new(&self.hand.core);
+        let tries = settler.tries(self.take == Take::Keep);
+        let giving = async move { settler.give_back(item, ours, tries).await };
+        self.hand.core.session.cleanup().before_revoke().spawn(giving);
+    }
+
+    /// What the end of the session does as well.
+    fn in_background(&self, txn: Txn) {
+        self.hand.core.session.cleanup().spawn(Settler::new(&self.hand.core).while_leased(txn));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.settled.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.hand.fence.fall(LostReason::Released);
+        if self.delivered {
+            self.in_background(self.hand.unclaim());
+        } else {
+            self.give_back();
+        }
+    }
+}
+
+impl Hand {
+    /// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
+    async fn decide(self, txn: Txn, ends: Ends) -> Result<()> {
+        let Self { core, item, fence } = &self;
+        let client = core.session.client();
+        let answer = match core.session.transact(txn.clone(), Repeat::Harmless).await {
+            Ok(answer) if answer.value.succeeded => return Ok(()),
+            Ok(answer) => answer,
+            Err(error) => {
+                // What the server refuses it will refuse again: others may have the item.
+                let refused =
+                    error.outcome() == Outcome::NotApplied && client.transport().is_final(error.kind());
+                let unclaim = self.unclaim();
+                let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
+                let settling = Settler::new(core).one_of(first, otherwise);
+                core.session.cleanup().before_revoke().spawn(settling);
+                return Err(error);
+            }
+        };
+        let stands = answer.value.found(0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
+        // The claim is gone. Was it an earlier attempt of ours?
+        let done = match ends {
+            _ if !answer.ambiguous => Some(false),
+            // While the lease stands it was us, or another has given the item back for us.
+            Ends::Not => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
+            _ if stands => Some(false),
+            ends => was_ended(core, fence, item, ends).await,
+        };
+        match done {
+            Some(true) => Ok(()),
+            Some(false) => Err(fence.why().await.into()),
+            None => Err(Error::from(fence.why().await).with_outcome(Outcome::Unknown)),
+        }
     }
 
     /// Deletes the item and the claim, if that still is ours.
@@ -119,64 +189,5 @@ impl Held {
     fn own_item(&self) -> Op {
         let key = self.core.keys.item(&self.item.place);
         pb::RangeRequest { key, keys_only: true, ..Default::default() }.into()
-    }
-
-    /// Gives the item back as if nobody had ever taken it.
-    fn give_back(&self) {
-        let (item, ours) = (self.item.clone(), self.fence.is_owner());
-        let settler = Settler::new(&self.core);
-        let tries = settler.tries(self.take == Take::Keep);
-        let giving = async move { settler.give_back(item, ours, tries).await };
-        self.core.session.cleanup().before_revoke().spawn(giving);
-    }
-
-    /// What the end of the session does as well.
-    fn in_background(&self, txn: Txn) {
-        self.core.session.cleanup().spawn(Settler::new(&self.core).while_leased(txn));
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.settled.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        self.fence.fall(LostReason::Released);
-        if self.delivered {
-            self.in_background(self.unclaim());
-        } else {
-            self.give_back();
-        }
-    }
-}
-
-/// Sends a transaction behind an item's fence, and reads from the answer what became of the item.
-async fn decide(core: Core, fence: Fence, item: Item, txn: Txn, unclaim: Txn, ends: Ends) -> Result<()> {
-    let client = core.session.client();
-    let answer = match core.session.transact(txn.clone(), Repeat::Harmless).await {
-        Ok(answer) if answer.value.succeeded => return Ok(()),
-        Ok(answer) => answer,
-        Err(error) => {
-            // What the server refuses it will refuse again: others may have the item.
-            let refused = error.outcome() == Outcome::NotApplied && client.transport().is_final(error.kind());
-            let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
-            let settling = Settler::new(&core).one_of(first, otherwise);
-            core.session.cleanup().before_revoke().spawn(settling);
-            return Err(error);
-        }
-    };
-    let stands = answer.value.found(0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);
-    // The claim is gone. Was it an earlier attempt of ours?
-    let done = match ends {
-        _ if !answer.ambiguous => Some(false),
-        // While the lease stands it was us, or another has given the item back for us.
-        Ends::Not => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
-        _ if stands => Some(false),
-        ends => was_ended(&core, &fence, &item, ends).await,
-    };
-    match done {
-        Some(true) => Ok(()),
-        Some(false) => Err(fence.why().await.into()),
-        None => Err(Error::from(fence.why().await).with_outcome(Outcome::Unknown)),
     }
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::event::EventType;
-use crate::session::cleanup::Cleanup;
+use crate::session;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
@@ -33,21 +33,26 @@ use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
 /// What settles takes in the background. It holds no session, which is not to stay open for it.
 #[derive(Clone)]
 pub(super) struct Settler {
-    pub(super) client: Client,
-    pub(super) lease: Arc<Lease>,
+    session: session::settle::Settler,
     pub(super) keys: Arc<Keys>,
-    pub(super) cleanup: Cleanup,
 }
 
 impl Settler {
     pub(super) fn new(core: &Core) -> Self {
-        let (client, lease) = (core.session.client().clone(), core.session.lease_handle().clone());
-        Self { client, lease, keys: core.keys.clone(), cleanup: core.session.cleanup().clone() }
+        Self { session: core.session.settler().clone(), keys: core.keys.clone() }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        self.session.client()
+    }
+
+    pub(super) fn lease(&self) -> &Arc<Lease> {
+        self.session.lease()
     }
 
     /// For an item that goes with the lease unless it is saved, where that is one: from here on closing the session tells of it.
     pub(super) fn tries(&self, goes_with_session: bool) -> Tries {
-        Tries::of(goes_with_session.then(|| self.cleanup.debt()))
+        Tries::of(goes_with_session.then(|| self.session.cleanup().debt()))
     }
 
     /// Settles a take of an item that was seen with this mod_revision: takes it back, or sees to it that it never is applied.
@@ -145,7 +150,7 @@ impl Settler {
     }
 
     async fn taken_once(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<Item>> {
-        let Some(event) = first_event(&self.client, &self.keys.item(place), seen).await? else {
+        let Some(event) = first_event(self.client(), &self.keys.item(place), seen).await? else {
             let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
             return Err(error.because("whether a take was applied"));
         };
@@ -153,7 +158,7 @@ impl Settler {
             return Ok(None);
         };
         // The write that took it put the claim as well.
-        let claim = read_at(&self.client, &self.keys.claim(place), kv.mod_revision).await?;
+        let claim = read_at(self.client(), &self.keys.claim(place), kv.mod_revision).await?;
         let ours = claim.is_some_and(|claim| claim.value == *mark);
         Ok(ours.then(|| Item { place: place.clone(), kv, returns: 0 }))
     }
@@ -172,7 +177,7 @@ impl Settler {
 
     /// The same for what the end of the lease does, too. Where the session is orphaned another may keep the lease alive.
     pub(super) async fn while_leased(self, txn: Txn) {
-        let lease = self.lease.clone();
+        let lease = self.lease().clone();
         let ended = async {
             if lease.lost().await == LostReason::Orphaned {
                 std::future::pending::<()>().await;
@@ -209,7 +214,7 @@ impl Settler {
 
     pub(super) async fn send(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
         let Answer { value, ambiguous, unanswered } =
-            self.client.transport().txn(txn.clone().into(), repeat).await?;
+            self.client().transport().txn(txn.clone().into(), repeat).await?;
         Ok(Answer { value: TxnReply::try_from(value)?, ambiguous, unanswered })
     }
 }
