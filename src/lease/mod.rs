@@ -9,6 +9,7 @@ mod local;
 mod registry;
 mod state;
 mod stream;
+mod successor;
 pub(crate) mod suspects;
 pub(crate) mod time;
 
@@ -31,6 +32,7 @@ pub(crate) use local::{Held, Locals, Turn};
 pub(crate) use registry::Leases;
 use registry::{Carried, Command, Known};
 use state::State;
+pub(crate) use successor::MayRevoke;
 use suspects::Suspects;
 
 /// What a session knows of its lease.
@@ -76,8 +78,6 @@ pub(crate) struct Lease {
     sessions: AtomicUsize,
     /// It was given away, by one of the sessions on it for all of them.
     given_away: AtomicBool,
-    /// It is being revoked.
-    given_back: AtomicBool,
     /// Tells that a keep-alive was answered after trouble, or for the first time.
     resumed: Notify,
     leases: Leases,
@@ -90,9 +90,8 @@ impl Lease {
             if granted { SessionState::Active } else { SessionState::Suspended { since: Instant::now() } };
         let (clock, state) = (Mutex::new(clock), State::new(first));
         let (ended, sessions) = (CancellationToken::new(), AtomicUsize::new(1));
-        let (given_away, given_back, resumed) =
-            (AtomicBool::new(false), AtomicBool::new(false), Notify::new());
-        Self { id, clock, state, ended, carried, granted, sessions, given_away, given_back, resumed, leases }
+        let (given_away, resumed) = (AtomicBool::new(false), Notify::new());
+        Self { id, clock, state, ended, carried, granted, sessions, given_away, resumed, leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -144,45 +143,6 @@ impl Lease {
         self.given_away.store(true, Ordering::Relaxed);
         // The caller may hold a borrow of the state.
         self.end(LostReason::Orphaned);
-    }
-
-    /// True where the lease is not to be revoked by those that were on it: it was given away, or lost here, and adopted
-    /// again since.
-    pub(crate) fn is_anothers(&self) -> bool {
-        match self.state.now() {
-            // They wanted it ended.
-            SessionState::Lost(LostReason::Closed) => false,
-            SessionState::Lost(LostReason::Orphaned) => true,
-            _ => self.given_away.load(Ordering::Relaxed) || self.is_adopted_again(),
-        }
-    }
-
-    /// Another handle of this client keeps the lease alive.
-    fn is_adopted_again(&self) -> bool {
-        self.leases.holder(self.id).is_some_and(|holder| !std::ptr::eq(&*holder, self))
-    }
-
-    /// It is revoked from here on.
-    pub(crate) fn gives_back(&self) {
-        self.given_back.store(true, Ordering::Relaxed);
-        self.carried.decided.notify_waiters();
-    }
-
-    /// Waits, for a TTL at most, for this client to adopt the lease again after it was lost here. False once it is given
-    /// back, too.
-    pub(crate) async fn adopted_again(&self) -> bool {
-        let end = Instant::now() + self.ttl();
-        loop {
-            // Made before the look: no change is missed.
-            let decided = self.carried.decided.notified();
-            if self.is_adopted_again() {
-                return true;
-            }
-            if self.given_back.load(Ordering::Relaxed) || tokio::time::timeout_at(end, decided).await.is_err()
-            {
-                return false;
-            }
-        }
     }
 
     /// Keys that may yet be deleted, though who deleted them has given up.

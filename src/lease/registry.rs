@@ -1,6 +1,7 @@
 //! The leases of a client: which are kept alive, and how the task that does it is reached.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::runtime::Handle;
@@ -14,7 +15,7 @@ use super::local::Locals;
 use super::suspects::Suspects;
 use super::time::Time;
 use super::{Lease, lock};
-use crate::error::LostReason;
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::transport::Transport;
 
 /// The leases of one client.
@@ -47,7 +48,9 @@ pub(super) struct Carried {
     pub(super) doomed: Doomed,
     /// The work that must end before the lease is revoked, of all sessions that are or were on it.
     pub(super) urgent: TaskTracker,
-    /// Tells that the lease was adopted again, or is given back.
+    /// A revoke was sent, which may be applied at any time.
+    pub(super) revoked: AtomicBool,
+    /// Tells that the lease was adopted again, or is revoked.
     pub(super) decided: Notify,
 }
 
@@ -69,7 +72,10 @@ impl Leases {
 
     /// Keeps a lease alive until it is lost. One that is kept alive already keeps its own clock; one that was before keeps
     /// what is known of its keys.
-    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Stay {
+    ///
+    /// # Errors
+    /// This client revokes it.
+    pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Result<Stay> {
         let now = self.time().now();
         let mut by_id = lock(&self.shared.by_id);
         let known = by_id.get(&id);
@@ -79,7 +85,14 @@ impl Leases {
             && before.is_believed(now)
             && before.enter_if_used()
         {
-            return Stay(before.clone());
+            return Ok(Stay(before.clone()));
+        }
+        if carried.as_ref().is_some_and(|carried| carried.revoked.load(Ordering::Relaxed)) {
+            drop(by_id);
+            let error = Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive");
+            return Err(
+                error.because("this client has sent a revoke of the lease, which ends it sooner or later")
+            );
         }
         let lease = Arc::new(Lease::new(id, clock, carried.clone().unwrap_or_default(), self.clone()));
         let known = Known { lease: Arc::downgrade(&lease), carried: Arc::downgrade(&lease.carried) };
@@ -92,7 +105,22 @@ impl Leases {
             carried.decided.notify_waiters();
         }
         self.tell(Command::Keep(lease.clone()));
-        Stay(lease)
+        Ok(Stay(lease))
+    }
+
+    /// Another than this one that keeps the lease alive or is about to; where there is none, this is done before there can be.
+    pub(super) fn successor_or(&self, lease: &Lease, otherwise: impl FnOnce()) -> Option<Arc<Lease>> {
+        let now = self.time().now();
+        let by_id = lock(&self.shared.by_id);
+        let holder = by_id.get(&lease.id()).and_then(|known| known.lease.upgrade());
+        let is_successor = |holder: &Arc<Lease>| !std::ptr::eq(&**holder, lease) && holder.is_believed(now);
+        let is_one = holder.as_ref().is_some_and(is_successor);
+        if !is_one {
+            otherwise();
+        }
+        // A handle may be the last one: it must leave the lock first.
+        drop(by_id);
+        holder.filter(|_| is_one)
     }
 
     /// Whom a lease is kept alive for, if it is.

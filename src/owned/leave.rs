@@ -83,9 +83,11 @@ impl Leave {
         let cleanup = self.settler.cleanup().clone();
         cleanup.spawn(async move {
             let delete = || async { self.delete(create_revision).await.map(drop) };
-            if !self.settler.settle(WHAT, delete).await && self.turn.is_some() {
-                // Who has the turn next finds a key that was not put by it.
-                self.suspect(create_revision, ANY, 0);
+            if !self.settler.settle(WHAT, delete).await {
+                // It has no owner any more. Where the lease goes on, adopted again by this client, it is looked for and
+                // deleted, unless a task has taken it up in its turn.
+                let requests = if self.turn.is_some() { ANY } else { 1 };
+                self.suspect(create_revision - 1, requests, 0);
             }
         });
     }

@@ -101,7 +101,7 @@ impl SessionBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
-    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist;
+    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist, or that this client is revoking;
     /// [`ErrorKind::Timeout`] for one that no answered keep-alive proves within the client's request timeout;
     /// [`ErrorKind::Lost`] where the parent token is cancelled or the client's runtime has ended; whatever else keeps the
     /// request from being answered until the request timeout.
@@ -193,7 +193,7 @@ impl SessionBuilder {
                 return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
             };
             let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
-            let kept = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin));
+            let kept = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin))?;
             let session = Session::new(self.client.clone(), kept.lease().clone(), self.settings.clone());
             // From here on the session alone is on it, and gives it back.
             drop(kept);
@@ -219,7 +219,7 @@ impl SessionBuilder {
         let end = Instant::now() + patience;
         loop {
             let now = leases.time().now();
-            let kept = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin));
+            let kept = leases.keep(id, LeaseClock::unproven(now, patience, self.settings.margin))?;
             let lease = kept.lease();
             let proven = async {
                 tokio::select! {

@@ -8,8 +8,8 @@ use tokio::time::{sleep, timeout};
 
 use super::cleanup::Cleanup;
 use crate::client::Client;
-use crate::error::{Error, LostReason, Result};
-use crate::lease::Lease;
+use crate::error::{Error, LostReason, Outcome, Result};
+use crate::lease::{Lease, MayRevoke};
 use crate::transport::retry::Backoff;
 
 /// The end of a session's lease: not begun, under way, or over.
@@ -85,11 +85,23 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         );
     }
     let again = async {
-        let mut backoff = Backoff::default();
-        // One that was lost here may have been adopted again meanwhile.
-        while !lease.is_anothers() {
+        let (mut backoff, mut in_doubt) = (Backoff::default(), false);
+        loop {
+            match lease.may_revoke() {
+                MayRevoke::Yes => {}
+                MayRevoke::NotYet => {
+                    sleep(PAUSE).await;
+                    continue;
+                }
+                // One that was lost here has been adopted again meanwhile.
+                MayRevoke::No => break,
+            }
             let Err(error) = client.transport().lease_revoke(id).await else { break };
             tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
+            in_doubt |= error.outcome() != Outcome::NotApplied;
+            if !in_doubt {
+                lease.was_not_revoked();
+            }
             // A balancer's nonsense, or a full database, passes as an outage does.
             let is_final = client.transport().is_final(error.kind());
             tell.send_modify(|revoking| {
@@ -109,3 +121,6 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         tracing::debug!(lease = format_args!("{id:x}"), "never revoked: the lease's TTL has passed");
     }
 }
+
+/// How often one looks whether an adoption that is under way has been proven.
+const PAUSE: Duration = Duration::from_millis(250);

@@ -193,13 +193,16 @@ impl Session {
         let remaining = lease.remaining();
         // The caller may hold a borrow of the state.
         lease.end(LostReason::Closed);
-        if !lease.is_anothers() {
-            inner.give_back(match remaining.is_zero() {
-                true => self.patience(),
-                false => self.patience().min(remaining),
-            });
-        }
-        let revoked = inner.ending.wait().await;
+        let revoked = match lease.is_anothers() {
+            true => Ok(()),
+            false => {
+                inner.give_back(match remaining.is_zero() {
+                    true => self.patience(),
+                    false => self.patience().min(remaining),
+                });
+                inner.ending.wait().await
+            }
+        };
         let drained = async {
             self.cleanup().drained().await;
             if lease.is_anothers() {
@@ -252,7 +255,6 @@ impl Inner {
     fn give_back(&self, patience: Duration) {
         let (client, lease) = (self.settler.client().clone(), self.settler.lease());
         let cleanup = self.settler.cleanup().clone();
-        lease.gives_back();
         self.ending.begin(GiveBack { client, lease: lease.clone(), cleanup, patience });
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::settle::Settler;
 use crate::error::{ErrorKind, LostReason, Outcome, Result};
@@ -50,7 +50,7 @@ impl Settler {
             let is_kept = match reason {
                 LostReason::Orphaned => self.is_kept().await,
                 // The server may have the lease for a moment yet, and this client adopt it.
-                LostReason::Expired => timeout(self.lease().ttl(), self.is_kept()).await.unwrap_or(false),
+                LostReason::Expired | LostReason::Closed => self.lease().adopted_again().await,
                 _ => false,
             };
             if !is_kept {

@@ -8,6 +8,7 @@
     reason = "a test that panics has said what it had to say"
 )]
 
+mod adoption;
 mod clients;
 mod closing;
 mod clusters;

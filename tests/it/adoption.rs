@@ -1,0 +1,110 @@
+//! A lease that was lost here, and whose it is from then on: one's who adopts it again, or the revoke's.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, RwLock, Session};
+use tokio::time::{sleep, timeout};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn refused() -> Do {
+    Do::fail(tonic::Status::permission_denied("etcdserver: permission denied"))
+}
+
+/// A session that is lost at its deadline, of whose lease the server has half of the TTL left; and what keeps its keep-alives
+/// from being answered.
+async fn lost(fake: &FakeEtcd, client: &Client) -> (Session, Fault) {
+    let session = Session::builder(client).ttl(S(600)).margin(S(300)).open().await.unwrap();
+    let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    assert_eq!(session.lost().await, LostReason::Expired);
+    (session, unheard)
+}
+
+/// The revoke of a session that was dropped was on its way when the same client adopted its lease. The server applied the
+/// revoke later, and ended the lease under a session that was valid.
+#[tokio::test(start_paused = true)]
+async fn a_lease_whose_revoke_is_on_its_way_is_not_adopted() {
+    let (fake, late) = (FakeEtcd::start(), Hold::new());
+    let client = fake.client();
+    let (session, unheard) = lost(&fake, &client).await;
+    let lease = session.lease();
+    let held = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::hold(&late));
+    drop(session);
+    while late.held() == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    unheard.remove();
+    let error = Session::builder(&client).lease(lease).open().await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::LeaseNotFound, "{error}");
+    held.remove();
+    late.release();
+    timeout(S(60), fake.until(|fake| fake.leases() == 0)).await.expect("it is revoked");
+}
+
+/// Where the server refused the revoke, or it was not sent yet, the lease is there to be adopted, and is revoked no more.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_not_revoked_is_adopted() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let (session, unheard) = lost(&fake, &client).await;
+    let lease = session.lease();
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+    session.close().await.unwrap_err();
+    refuses.remove();
+    unheard.remove();
+    let adopted = Session::builder(&client).lease(lease).open().await.unwrap();
+    session.close().await.unwrap();
+    drop(session);
+    sleep(S(60)).await;
+    assert!(adopted.is_valid() && fake.leases() == 1);
+    adopted.close().await.unwrap();
+    assert_eq!(fake.leases(), 0);
+}
+
+/// An adoption was under way when the session that had been on the lease was closed. It kept the lease from being revoked,
+/// failed, and the lease stayed, which `close` had said to be gone.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_fails_keeps_no_lease_from_being_revoked() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let (session, _unheard) = lost(&fake, &client).await;
+    let adopting = tokio::spawn(Session::builder(&client).lease(session.lease()).open());
+    tokio::task::yield_now().await;
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0, "it is gone when that is said");
+    adopting.await.unwrap().unwrap_err();
+}
+
+/// A guard was dropped while its key could not be deleted; then its session was lost, and dropped too. The client adopted the
+/// lease again, and the key stayed for as long as that lived, held by no guard.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_given_up_goes_after_an_adoption() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = Session::builder(&client).ttl(S(600)).margin(S(300)).open().await.unwrap();
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
+    let down = [Rpc::Txn, Rpc::LeaseRevoke].map(|rpc| fake.fault(On::rpc(rpc), Do::cut()));
+    let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    drop((guard, reading));
+    assert_eq!(session.lost().await, LostReason::Expired);
+    let [down, revokes] = down;
+    revokes.remove();
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+    let lease = session.lease();
+    drop(session);
+    while refuses.hits() == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // The deletes that are under way come to their end.
+    sleep(S(30)).await;
+    unheard.remove();
+    let adopted = Session::builder(&client).lease(lease).open().await.unwrap();
+    down.remove();
+    let gone = fake.until(|fake| fake.snapshot().keys.is_empty());
+    assert!(timeout(S(200), gone).await.is_ok(), "{}", fake.snapshot());
+    assert!(adopted.is_valid());
+    let guard = Mutex::new(&adopted, "lock").unwrap().lock().await.unwrap();
+    guard.unlock().await.unwrap();
+}
