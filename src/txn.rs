@@ -62,32 +62,23 @@ impl Txn {
 
     /// True where a lease that is not found can only be this one: it is named, and no other is.
     pub(crate) fn names_only_lease(&self, lease: i64) -> bool {
-        let mut named = Vec::new();
-        self.success.iter().chain(&self.failure).for_each(|Op(op)| leases(op, &mut named));
-        !named.is_empty() && named.iter().all(|named| *named == lease)
+        let names = |put: &pb::PutRequest| put.lease != 0;
+        self.puts_any(&names).is_some() && self.puts_any(&|put| names(put) && put.lease != lease).is_none()
     }
 
     /// A put that it may make for which this holds.
     pub(crate) fn puts_any(&self, is: &impl Fn(&pb::PutRequest) -> bool) -> Option<&pb::PutRequest> {
-        fn any<'a>(
-            ops: impl Iterator<Item = &'a Request>,
-            is: &impl Fn(&pb::PutRequest) -> bool,
-        ) -> Option<&'a pb::PutRequest> {
-            ops.into_iter().find_map(|op| match op {
+        fn any<'a>(op: &'a Request, is: &impl Fn(&pb::PutRequest) -> bool) -> Option<&'a pb::PutRequest> {
+            match op {
                 Request::RequestPut(put) => is(put).then_some(put),
                 Request::RequestTxn(txn) => {
-                    let inner = txn.success.iter().chain(&txn.failure);
-                    // Boxed, since one may stand in another without end.
-                    let inner: Box<dyn Iterator<Item = &Request>> =
-                        Box::new(inner.filter_map(|op| op.request.as_ref()));
-                    any(inner, is)
+                    let mut inner = txn.success.iter().chain(&txn.failure);
+                    inner.find_map(|op| any(op.request.as_ref()?, is))
                 }
                 Request::RequestRange(_) | Request::RequestDeleteRange(_) => None,
-            })
+            }
         }
-        let all: Box<dyn Iterator<Item = &Request>> =
-            Box::new(self.success.iter().chain(&self.failure).map(|Op(op)| op));
-        any(all, is)
+        self.success.iter().chain(&self.failure).find_map(|Op(op)| any(op, is))
     }
 
     /// True if the failure operations can never be reached.
@@ -110,18 +101,6 @@ impl From<Txn> for pb::TxnRequest {
             success: ops(txn.success),
             failure: ops(txn.failure),
         }
-    }
-}
-
-/// The leases that an operation attaches keys to.
-fn leases(op: &Request, named: &mut Vec<i64>) {
-    match op {
-        Request::RequestPut(put) if put.lease != 0 => named.push(put.lease),
-        Request::RequestTxn(txn) => {
-            let ops = txn.success.iter().chain(&txn.failure).filter_map(|op| op.request.as_ref());
-            ops.for_each(|op| leases(op, named));
-        }
-        _ => {}
     }
 }
 
