@@ -60,6 +60,8 @@ struct Taken {
     hop: Option<Hop>,
     /// The endpoints that this call went to: a bit each.
     tried: u64,
+    /// Whether the message is to tell that it is read.
+    tells: bool,
     message: Message,
     /// The token that it went with.
     token: Option<HeaderValue>,
@@ -106,6 +108,11 @@ impl Endpoints {
 }
 
 impl Route {
+    /// Of a call that may change something: whether it can have done so is told by whether its message was read.
+    pub(super) fn of_write() -> Self {
+        Self(Arc::new(Mutex::new(Taken { tells: true, ..Taken::default() })))
+    }
+
     /// The endpoint, once the request went to one.
     pub(crate) fn endpoint(&self) -> Option<String> {
         self.taken().hop.as_ref().map(|hop| hop.link().dialer.name().to_owned())
@@ -135,8 +142,12 @@ impl Route {
 
     /// The route of the same call's next attempt, which goes to an endpoint not yet tried where there is one.
     pub(crate) fn next(&self) -> Self {
-        let tried = self.taken().tried;
-        Self(Arc::new(Mutex::new(Taken { tried, ..Taken::default() })))
+        let Taken { tried, tells, .. } = *self.taken();
+        Self(Arc::new(Mutex::new(Taken { tried, tells, ..Taken::default() })))
+    }
+
+    pub(super) fn tells(&self) -> bool {
+        self.taken().tells
     }
 
     /// The message is read, and may be sent. False where it is not to be: it was given up.
@@ -158,7 +169,10 @@ impl Route {
 
     /// The attempt is over. True where no server has got the message; then none will.
     pub(super) fn gives_up(&self) -> bool {
-        let message = &mut self.taken().message;
+        let Taken { tells, message, .. } = &mut *self.taken();
+        if !*tells {
+            return false;
+        }
         if *message == Message::Unread {
             *message = Message::GivenUp;
         }

@@ -308,7 +308,11 @@ impl Transport {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let mut retry = Retry::new(repeat, Instant::now(), self.limits.request_timeout);
-        let mut route = Route::default();
+        let mut route = match repeat {
+            // A read that failed has changed nothing, whoever got it.
+            Repeat::Read => Route::default(),
+            Repeat::Harmless | Repeat::Never => Route::of_write(),
+        };
         loop {
             let deadline = retry.attempt_deadline(Instant::now());
             let revision = self.cluster.revision();

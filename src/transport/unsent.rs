@@ -48,9 +48,9 @@ impl Service<Request<Body>> for Told {
     }
 }
 
-/// A message that tells a route when it is read.
+/// A message that tells a route when it is read. What a read or a stream asks for changes nothing, and is not followed.
 pub(super) fn told(route: Option<&Route>, body: Body) -> Body {
-    match route {
+    match route.filter(|route| route.tells()) {
         // There is nothing to read.
         Some(route) if body.is_end_stream() => {
             route.reads();
