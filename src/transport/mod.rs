@@ -226,8 +226,9 @@ impl Transport {
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
         let request = routed(with_leader(requests), route);
-        // A lease gives up what takes too long for it, and knows better how long that is.
-        let limit = self.limits.request_timeout;
+        // A lease gives up what takes too long for it. An adoption waits for as long as a request: there is to be time for
+        // another attempt meanwhile.
+        let limit = self.limits.request_timeout / 4 * 3;
         self.open("Lease/LeaseKeepAlive", limit, async move { client.lease_keep_alive(request).await }).await
     }
 
