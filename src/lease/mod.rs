@@ -78,6 +78,8 @@ pub(crate) struct Lease {
     sessions: AtomicUsize,
     /// It was given away, by one of the sessions on it for all of them.
     given_away: AtomicBool,
+    /// Which one it is of the handles of the lease that this client had one after another.
+    number: u64,
     /// Tells that a keep-alive was answered after trouble, or for the first time.
     resumed: Notify,
     leases: Leases,
@@ -91,7 +93,8 @@ impl Lease {
         let (clock, state) = (Mutex::new(clock), State::new(first));
         let (ended, sessions) = (CancellationToken::new(), AtomicUsize::new(1));
         let (given_away, resumed) = (AtomicBool::new(false), Notify::new());
-        Self { id, clock, state, ended, carried, granted, sessions, given_away, resumed, leases }
+        let number = carried.handles.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { id, clock, state, ended, carried, granted, sessions, given_away, number, resumed, leases }
     }
 
     pub(crate) fn id(&self) -> i64 {
@@ -297,6 +300,7 @@ impl Lease {
         });
         // Most keep-alives change nothing, and wait for nobody who holds a borrow.
         if changed {
+            self.proves();
             self.resumed.notify_waiters();
             self.state.tell(&self.leases.shared.runtime);
         }

@@ -1,7 +1,7 @@
 //! The leases of a client: which are kept alive, and how the task that does it is reached.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::runtime::Handle;
@@ -48,8 +48,11 @@ pub(super) struct Carried {
     pub(super) doomed: Doomed,
     /// The work that must end before the lease is revoked, of all sessions that are or were on it.
     pub(super) urgent: TaskTracker,
-    /// A revoke was sent, which may be applied at any time.
-    pub(super) revoked: AtomicBool,
+    /// How many revokes were sent that may be applied at any time.
+    pub(super) revokes: AtomicU32,
+    /// How many handles of the lease there have been, and the newest of them that a keep-alive has proven.
+    pub(super) handles: AtomicU64,
+    pub(super) proven: AtomicU64,
     /// Tells that the lease was adopted again, or is revoked.
     pub(super) decided: Notify,
 }
@@ -87,7 +90,7 @@ impl Leases {
         {
             return Ok(Stay(before.clone()));
         }
-        if carried.as_ref().is_some_and(|carried| carried.revoked.load(Ordering::Relaxed)) {
+        if carried.as_ref().is_some_and(|carried| carried.revokes.load(Ordering::Relaxed) > 0) {
             drop(by_id);
             let error = Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive");
             return Err(

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Lease, SessionState, lock};
+use super::{Lease, SessionState};
 use crate::error::LostReason;
 
 /// Whether a lease may be revoked.
@@ -26,7 +26,7 @@ impl Lease {
     /// True where the lease is not to be revoked by those that were on it: it was given away, or lost here, and adopted
     /// again since.
     pub(crate) fn is_anothers(&self) -> bool {
-        self.is_given_away() || self.successor().is_some_and(|successor| successor.is_proven())
+        self.is_given_away() || self.was_adopted()
     }
 
     fn is_given_away(&self) -> bool {
@@ -43,19 +43,26 @@ impl Lease {
         self.leases.holder(self.id).filter(|holder| !std::ptr::eq(&**holder, self))
     }
 
-    /// A keep-alive was answered, or the lease was granted here.
-    fn is_proven(&self) -> bool {
-        lock(&self.clock).is_proven()
+    /// A later handle of this client had the lease, or has it, and may have given it away since.
+    fn was_adopted(&self) -> bool {
+        self.carried.proven.load(Ordering::Relaxed) > self.number
+    }
+
+    /// A keep-alive was answered.
+    pub(super) fn proves(&self) {
+        self.carried.proven.fetch_max(self.number, Ordering::Relaxed);
     }
 
     /// Asks whether a revoke may be sent. Once it may, this client adopts the lease no more: a server may apply the
     /// revoke after any time, and would end the adopter's lease with it.
     pub(crate) fn may_revoke(&self) -> MayRevoke {
-        if self.is_given_away() {
+        if self.is_anothers() {
             return MayRevoke::No;
         }
-        match self.leases.successor_or(self, || self.carried.revoked.store(true, Ordering::Relaxed)) {
-            Some(successor) if successor.is_proven() => MayRevoke::No,
+        let begin = || {
+            self.carried.revokes.fetch_add(1, Ordering::Relaxed);
+        };
+        match self.leases.successor_or(self, begin) {
             Some(_) => MayRevoke::NotYet,
             None => {
                 self.carried.decided.notify_waiters();
@@ -64,9 +71,9 @@ impl Lease {
         }
     }
 
-    /// No revoke was applied, or will be.
+    /// A revoke that was sent was not applied, nor will be.
     pub(crate) fn was_not_revoked(&self) {
-        self.carried.revoked.store(false, Ordering::Relaxed);
+        self.carried.revokes.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Waits, for a TTL at most, for this client to adopt the lease again after it was lost here. False once it is revoked,
@@ -79,7 +86,7 @@ impl Lease {
             if self.successor().is_some() {
                 return true;
             }
-            let revoked = self.carried.revoked.load(Ordering::Relaxed);
+            let revoked = self.carried.revokes.load(Ordering::Relaxed) > 0;
             if revoked || timeout_at(end, decided).await.is_err() {
                 return false;
             }

@@ -92,6 +92,22 @@ impl Leave {
         });
     }
 
+    /// Deletes the keys, of this create_revision, once this client has adopted the lease again: but where its session takes
+    /// them up.
+    pub(super) fn abandon(self, create_revision: i64) {
+        let cleanup = self.settler.cleanup().clone();
+        cleanup.spawn(async move {
+            if !self.settler.lease().adopted_again().await {
+                return;
+            }
+            match self.turn {
+                Some(_) => self.suspect(create_revision - 1, 1, 0),
+                // Its name was drawn: no session takes it up.
+                None => self.spawn(create_revision),
+            }
+        });
+    }
+
     /// Takes back a put of which nobody knows whether it was applied, and looks out for it from then on. The turn is kept
     /// until the first is done.
     pub(super) fn settle(self) {

@@ -205,13 +205,18 @@ impl Owned {
 
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
+        // Where the turn was given to another, the keys may be that one's.
+        self.give_up().and_then(|(leave, was_held)| was_held.then_some(leave))
+    }
+
+    /// As [`leave`](Self::leave); and whether the turn was still ours.
+    fn give_up(&self) -> Option<(Leave, bool)> {
         let leave = self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let was_held = leave.set_held(None);
         // What was lost before stays lost for its own reason.
         let stand = self.fences.iter().filter(|fence| fence.is_valid());
         stand.for_each(|fence| fence.fall(LostReason::Released));
-        // Where the turn was given to another, the keys may be that one's.
-        was_held.then_some(leave)
+        Some((leave, was_held))
     }
 }
 
@@ -225,8 +230,13 @@ impl Owned {
         let some_stand = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
         let stands = some_stand || may_live && !self.handed_out;
         let token = self.fence().token();
-        if let Some(leave) = self.leave().filter(|_| stands) {
-            leave.spawn(token);
+        // What the user was given is another's to take up where the session was orphaned. Where it was only lost here, this
+        // client may adopt the lease, or has, and may take the key up.
+        let may_be_adopted = self.fence().lost_reason() == Some(LostReason::Expired);
+        match self.give_up() {
+            Some((leave, true)) if stands => leave.spawn(token),
+            Some((leave, _)) if may_be_adopted => leave.abandon(token),
+            _ => {}
         }
     }
 }

@@ -85,7 +85,7 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         );
     }
     let again = async {
-        let (mut backoff, mut in_doubt) = (Backoff::default(), false);
+        let mut backoff = Backoff::default();
         loop {
             match lease.may_revoke() {
                 MayRevoke::Yes => {}
@@ -98,8 +98,7 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
             }
             let Err(error) = client.transport().lease_revoke(id).await else { break };
             tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
-            in_doubt |= error.outcome() != Outcome::NotApplied;
-            if !in_doubt {
+            if error.outcome() == Outcome::NotApplied {
                 lease.was_not_revoked();
             }
             // A balancer's nonsense, or a full database, passes as an outage does.

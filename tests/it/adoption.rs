@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, RwLock, Session};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -106,5 +106,75 @@ async fn a_key_that_was_given_up_goes_after_an_adoption() {
     assert!(timeout(S(200), gone).await.is_ok(), "{}", fake.snapshot());
     assert!(adopted.is_valid());
     let guard = Mutex::new(&adopted, "lock").unwrap().lock().await.unwrap();
+    guard.unlock().await.unwrap();
+}
+
+/// A session that is lost behind a partition, whose lease the server has yet.
+async fn lost_in_a_partition(fake: &FakeEtcd) -> Session {
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+    fake.partition("a");
+    assert_eq!(session.lost().await, LostReason::Expired);
+    fake.heal("a");
+    session
+}
+
+/// The lease was adopted again and given away: the lost session, dropped after that, revoked it under its new owner.
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_does_not_revoke_what_its_adopter_gave_away() {
+    let fake = FakeEtcd::start();
+    let session = lost_in_a_partition(&fake).await;
+    let again = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
+    let adopter = Session::builder(&fake.client_for("b")).lease(again.orphan()).open().await.unwrap();
+    drop(session);
+    sleep(S(100)).await;
+    assert!(adopter.is_valid(), "{}", adopter.lost().await);
+}
+
+/// A guard was kept over the loss of its session, and dropped before or after the client had adopted the lease: its key stayed
+/// for as long as the adopter lived.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_is_dropped_around_an_adoption_leaves_no_key() {
+    for (in_turn, late) in [(true, true), (true, false), (false, true), (false, false)] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+        let (mutex, lock) = (Mutex::new(&session, "m").unwrap(), RwLock::new(&session, "m").unwrap());
+        let mut guards = (None, None);
+        match in_turn {
+            true => guards.0 = Some(mutex.lock().await.unwrap()),
+            false => guards.1 = Some(lock.write().await.unwrap()),
+        }
+        fake.partition("a");
+        assert_eq!(session.lost().await, LostReason::Expired);
+        fake.heal("a");
+        if !late {
+            guards = (None, None);
+        }
+        let adopter = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
+        drop(guards);
+        let gone = fake.until(|fake| fake.snapshot().keys.iter().all(|kv| kv.lease == 0));
+        timeout(S(5), gone).await.expect("taken away");
+        assert!(adopter.is_valid());
+    }
+}
+
+/// The adopter had taken up the key before the guard of the lost session was dropped: it is left alone.
+#[tokio::test(start_paused = true)]
+async fn what_the_adopter_has_taken_up_is_left_alone() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+    let before = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+    fake.partition("a");
+    assert_eq!(session.lost().await, LostReason::Expired);
+    fake.heal("a");
+    let adopter = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
+    let mutex = Mutex::new(&adopter, "m").unwrap();
+    let guard = mutex.lock().await.unwrap();
+    assert_eq!(guard.token(), before.token());
+    drop(before);
+    sleep(S(60)).await;
+    guard.txn().success(Op::put("x", "y")).commit().await.unwrap();
+    guard.unlock().await.unwrap();
+    let guard = mutex.lock().await.unwrap();
+    sleep(S(60)).await;
     guard.unlock().await.unwrap();
 }
