@@ -19,6 +19,12 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Bytes {
     }
 }
 
+/// The ranges of all keys that start with `prefix`, but for one of them: before it and after it.
+pub(crate) fn others(prefix: &Bytes, own: &Bytes) -> [(Bytes, Bytes); 2] {
+    let after = [own, &b"\0"[..]].concat();
+    [(prefix.clone(), own.clone()), (after.into(), prefix_end(prefix))]
+}
+
 /// The key of a session on a name, in Go's layout: `{name}/{lease in lower-case hex}`.
 pub(crate) fn owner_key(prefix: &[u8], lease: i64) -> Bytes {
     let mut key = prefix.to_vec();

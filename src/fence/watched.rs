@@ -39,17 +39,6 @@ impl Fence {
     async fn watch_after(&self, revision: i64) -> Result<()> {
         let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
         let mut watcher = self.0.client.watch(watch);
-        // A watch that does not begin tells nothing: then the key is read now and then.
-        loop {
-            match timeout(second_look(), watcher.created()).await {
-                Ok(begun) => {
-                    begun?;
-                    break;
-                }
-                Err(_) if matches!(Box::pin(self.stands()).await, Ok(None)) => return Ok(()),
-                Err(_) => {}
-            }
-        }
         loop {
             match timeout(second_look(), watcher.next()).await {
                 Ok(events) => {
@@ -57,7 +46,8 @@ impl Fence {
                         return Ok(());
                     }
                 }
-                // The server may answer reads and open no stream again.
+                // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key
+                // is read now and then.
                 Err(_) if !watcher.is_live() && matches!(Box::pin(self.stands()).await, Ok(None)) => {
                     return Ok(());
                 }

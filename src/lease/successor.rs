@@ -40,7 +40,7 @@ impl Lease {
 
     /// A later handle of this client, that keeps the lease alive or is about to.
     fn successor(&self) -> Option<Arc<Self>> {
-        self.leases.holder(self.id).filter(|holder| !std::ptr::eq(&**holder, self))
+        self.leases.successor_or(self, || {})
     }
 
     /// A later handle of this client had the lease, or has it, and may have given it away since.

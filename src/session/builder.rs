@@ -101,9 +101,9 @@ impl SessionBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
-    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist, or that this client is revoking;
-    /// [`ErrorKind::Timeout`] for one that no answered keep-alive proves within the client's request timeout;
-    /// [`ErrorKind::Lost`] where the parent token is cancelled or the client's runtime has ended; whatever else keeps the
+    /// [`or_longer`](Self::or_longer)); [`ErrorKind::LeaseNotFound`] for a lease to adopt that does not exist, or
+    /// that this client is revoking; [`ErrorKind::Timeout`] for one that no answered keep-alive proves within the client's
+    /// request timeout; [`ErrorKind::Lost`] where the parent token is cancelled or the client's runtime has ended; whatever else keeps the
     /// request from being answered until the request timeout.
     /// With [`Outcome::Unknown`] a lease that holds nothing may stay until its TTL is over.
     ///

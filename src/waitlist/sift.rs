@@ -1,8 +1,10 @@
 //! Telling contenders' keys from users' keys that are called like them, where a read has left the leases out.
 
+use bytes::Bytes;
+
 use super::line::{Line, look_at};
 use crate::error::Result;
-use crate::key::{Claim, prefix_end};
+use crate::key::{Claim, others, prefix_end};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
@@ -82,11 +84,11 @@ impl Line {
 
     /// No key of the line but our own has a lease: users' keys mostly have none.
     fn without_lease(&self) -> Vec<Compare> {
-        let (start, own, end) = (&self.ahead, self.key(), prefix_end(&self.ahead));
-        let none = |from: &[u8], to: &[u8]| Compare::lease(from.to_vec()).is(0).up_to(to.to_vec());
+        let (start, own) = (&self.ahead, self.key());
+        let none = |(from, to): (Bytes, Bytes)| Compare::lease(from).is(0).up_to(to);
         match own.starts_with(start) {
-            true => vec![none(start, own), none(&[own, &b"\0"[..]].concat(), &end)],
-            false => vec![none(start, &end)],
+            true => others(start, own).map(none).into(),
+            false => vec![none((start.clone(), prefix_end(start)))],
         }
     }
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::client::Departure;
 use crate::error::{LostReason, Result};
 use crate::fence::Fence;
-use crate::key::prefix_end;
+use crate::key::others;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::Repeat;
@@ -92,12 +92,8 @@ impl Seat {
     /// Takes the ready key along, which has no lease, where no other takes part. Late, it meets none that lets anyone in: those
     /// who are let in are there.
     fn ends_round(&self) -> Txn {
-        let none = |from: &[u8], to: &[u8]| Compare::missing(from.to_vec()).up_to(to.to_vec());
-        let after = [&self.key[..], b"\0"].concat();
-        Txn::new()
-            .compare(none(&self.waiters, &self.key))
-            .compare(none(&after, &prefix_end(&self.waiters)))
-            .success(Op::delete(self.ready.clone()))
+        let none = others(&self.waiters, &self.key).map(|(from, to)| Compare::missing(from).up_to(to));
+        none.into_iter().fold(Txn::new(), Txn::compare).success(Op::delete(self.ready.clone()))
     }
 
     /// Why neither key is there.
