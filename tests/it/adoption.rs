@@ -6,16 +6,22 @@ use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
 use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
+use crate::support::requests::is_held;
+
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn refused() -> Do {
     Do::fail(tonic::Status::permission_denied("etcdserver: permission denied"))
 }
 
-/// A session that is lost at its deadline, of whose lease the server has half of the TTL left; and what keeps its keep-alives
-/// from being answered.
+/// A session of whose lease the server has half of the TTL left when it is lost at its deadline.
+async fn open(client: &Client, ttl: Duration) -> Session {
+    Session::builder(client).ttl(ttl).margin(ttl / 2).open().await.unwrap()
+}
+
+/// Such a session that is lost, and what keeps its keep-alives from being answered.
 async fn lost(fake: &FakeEtcd, client: &Client) -> (Session, Fault) {
-    let session = Session::builder(client).ttl(S(600)).margin(S(300)).open().await.unwrap();
+    let session = open(client, S(600)).await;
     let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
     assert_eq!(session.lost().await, LostReason::Expired);
     (session, unheard)
@@ -31,9 +37,7 @@ async fn a_lease_whose_revoke_is_on_its_way_is_not_adopted() {
     let lease = session.lease();
     let held = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::hold(&late));
     drop(session);
-    while late.held() == 0 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    is_held(&late).await;
     unheard.remove();
     let error = Session::builder(&client).lease(lease).open().await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::LeaseNotFound, "{error}");
@@ -82,7 +86,7 @@ async fn an_adoption_that_fails_keeps_no_lease_from_being_revoked() {
 async fn a_key_that_was_given_up_goes_after_an_adoption() {
     let fake = FakeEtcd::start();
     let client = fake.client();
-    let session = Session::builder(&client).ttl(S(600)).margin(S(300)).open().await.unwrap();
+    let session = open(&client, S(600)).await;
     let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
     let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
     let down = [Rpc::Txn, Rpc::LeaseRevoke].map(|rpc| fake.fault(On::rpc(rpc), Do::cut()));
@@ -109,20 +113,19 @@ async fn a_key_that_was_given_up_goes_after_an_adoption() {
     guard.unlock().await.unwrap();
 }
 
-/// A session that is lost behind a partition, whose lease the server has yet.
-async fn lost_in_a_partition(fake: &FakeEtcd) -> Session {
-    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+/// The session, of client `a`, is lost behind a partition, which heals.
+async fn loses(fake: &FakeEtcd, session: &Session) {
     fake.partition("a");
     assert_eq!(session.lost().await, LostReason::Expired);
     fake.heal("a");
-    session
 }
 
 /// The lease was adopted again and given away: the lost session, dropped after that, revoked it under its new owner.
 #[tokio::test(start_paused = true)]
 async fn a_lost_session_does_not_revoke_what_its_adopter_gave_away() {
     let fake = FakeEtcd::start();
-    let session = lost_in_a_partition(&fake).await;
+    let session = open(&fake.client_for("a"), S(60)).await;
+    loses(&fake, &session).await;
     let again = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
     let adopter = Session::builder(&fake.client_for("b")).lease(again.orphan()).open().await.unwrap();
     drop(session);
@@ -136,16 +139,14 @@ async fn a_lost_session_does_not_revoke_what_its_adopter_gave_away() {
 async fn a_guard_that_is_dropped_around_an_adoption_leaves_no_key() {
     for (in_turn, late) in [(true, true), (true, false), (false, true), (false, false)] {
         let fake = FakeEtcd::start();
-        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+        let session = open(&fake.client_for("a"), S(60)).await;
         let (mutex, lock) = (Mutex::new(&session, "m").unwrap(), RwLock::new(&session, "m").unwrap());
         let mut guards = (None, None);
         match in_turn {
             true => guards.0 = Some(mutex.lock().await.unwrap()),
             false => guards.1 = Some(lock.write().await.unwrap()),
         }
-        fake.partition("a");
-        assert_eq!(session.lost().await, LostReason::Expired);
-        fake.heal("a");
+        loses(&fake, &session).await;
         if !late {
             guards = (None, None);
         }
@@ -161,11 +162,9 @@ async fn a_guard_that_is_dropped_around_an_adoption_leaves_no_key() {
 #[tokio::test(start_paused = true)]
 async fn what_the_adopter_has_taken_up_is_left_alone() {
     let fake = FakeEtcd::start();
-    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(30)).open().await.unwrap();
+    let session = open(&fake.client_for("a"), S(60)).await;
     let before = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
-    fake.partition("a");
-    assert_eq!(session.lost().await, LostReason::Expired);
-    fake.heal("a");
+    loses(&fake, &session).await;
     let adopter = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
     let mutex = Mutex::new(&adopter, "m").unwrap();
     let guard = mutex.lock().await.unwrap();

@@ -10,16 +10,13 @@ use tokio::time::{sleep, timeout};
 
 use super::{S, all_inside, barrier, leave};
 use crate::support::queue::session;
+use crate::support::requests::{is_held, puts};
 
 const SOON: Duration = Duration::from_secs(1);
 
 fn deletes(txn: &TxnRequest) -> bool {
     let delete = |op: &RequestOp| matches!(op.request, Some(Request::RequestDeleteRange(_)));
     txn.success.iter().all(delete) && !txn.success.is_empty()
-}
-
-fn puts(txn: &TxnRequest) -> bool {
-    txn.success.iter().any(|op| matches!(op.request, Some(Request::RequestPut(_))))
 }
 
 fn enters(barrier: &DoubleBarrier) -> JoinHandle<Result<Inside>> {
@@ -170,12 +167,6 @@ fn held(fake: &FakeEtcd, client: &str, numbers: impl IntoIterator<Item = u64>) -
         hold
     };
     numbers.into_iter().map(hold).collect()
-}
-
-async fn is_held(hold: &Hold) {
-    while hold.held() == 0 {
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// How many of these were let in, when the others were told that they are too many.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{LostReason, Op, Outcome, Queue, Session, Txn};
+use etcd_concurrency::fake::{Do, FakeEtcd, Fault, LoseReply, On, Rpc};
+use etcd_concurrency::{Job, LostReason, Op, Outcome, Queue, Session, Txn};
 use tokio::time::{sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
@@ -85,8 +85,22 @@ async fn an_item_whose_claim_was_deleted_outlives_the_session() {
     until_clean(&fake).await;
 }
 
+/// A job that is to be ended in this way.
+async fn in_hand(fake: &FakeEtcd, session: &Session, how: &str) -> Job {
+    fake.client().txn(Txn::new().success(Op::put("old", ""))).await.unwrap();
+    let taker = queue(session, "q").max_deliveries(if how == "last nack" { 1 } else { 9 }).unwrap();
+    taker.enqueue("item").await.unwrap();
+    taker.take().await.unwrap()
+}
+
+/// The reply to its end is lost.
+fn loses_the_reply(fake: &FakeEtcd) -> Fault {
+    let once = On::rpc(Rpc::Txn).client("a").matching(deletes).once();
+    fake.fault(once, Do::lose_reply_by(LoseReply::Hang))
+}
+
 /// Ends a job in this way.
-async fn end(how: &str, job: etcd_concurrency::Job) -> etcd_concurrency::Result<()> {
+async fn end(how: &str, job: Job) -> etcd_concurrency::Result<()> {
     match how {
         "ack" => job.ack().await,
         "ack with a put" => job.ack_with([Op::get("x"), Op::put("data", "done")]).await,
@@ -147,12 +161,8 @@ async fn an_acknowledgement_whose_reply_was_lost_is_found() {
         for revoked in [false, true] {
             let fake = FakeEtcd::start();
             let a = session(&fake.client_for("a")).await;
-            fake.client().txn(Txn::new().success(Op::put("old", ""))).await.unwrap();
-            let taker = queue(&a, "q").max_deliveries(if how == "last nack" { 1 } else { 9 }).unwrap();
-            taker.enqueue("item").await.unwrap();
-            let job = taker.take().await.unwrap();
-            let once = On::rpc(Rpc::Txn).client("a").matching(deletes).once();
-            let lost = fake.fault(once, Do::lose_reply_by(etcd_concurrency::fake::LoseReply::Hang));
+            let job = in_hand(&fake, &a, how).await;
+            let lost = loses_the_reply(&fake);
             let ending = tokio::spawn(end(how, job));
             until(&fake, |_| lost.hits() == 1).await;
             if revoked {
@@ -217,13 +227,9 @@ async fn an_acknowledgement_of_an_item_that_was_deleted_before_is_found() {
     for how in ["ack", "ack with a put", "ack with a delete", "ack with a txn", "last nack"] {
         let fake = FakeEtcd::start();
         let a = session(&fake.client_for("a")).await;
-        fake.client().txn(Txn::new().success(Op::put("old", ""))).await.unwrap();
-        let taker = queue(&a, "q").max_deliveries(if how == "last nack" { 1 } else { 9 }).unwrap();
-        taker.enqueue("item").await.unwrap();
-        let job = taker.take().await.unwrap();
+        let job = in_hand(&fake, &a, how).await;
         delete(&fake, &["q/items/"]).await;
-        let once = On::rpc(Rpc::Txn).client("a").matching(deletes).once();
-        fake.fault(once, Do::lose_reply_by(etcd_concurrency::fake::LoseReply::Hang));
+        loses_the_reply(&fake);
         match end(how, job).await {
             Err(error) if how == "ack with a txn" => assert_eq!(error.outcome(), Outcome::Unknown),
             ended => ended.unwrap_or_else(|error| panic!("{how}: {error}, {:?}", error.outcome())),

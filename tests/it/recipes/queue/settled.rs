@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::faults::{S, count, puts, session, until, until_clean};
 use super::{queue, text};
 use crate::support::lies;
+use crate::support::requests::is_held;
 
 /// Takes a dead letter away.
 fn takes_letter(txn: &TxnRequest) -> bool {
@@ -126,9 +127,7 @@ async fn an_item_that_is_gone_at_the_second_attempt_comes_back() {
                     if dequeues { queue.dequeue().await.map(drop) } else { queue.take().await.map(drop) }
                 }
             });
-            while again.held() == 0 {
-                sleep(Duration::from_millis(10)).await;
-            }
+            is_held(&again).await;
             assert!(fake.revoke_lease(a.lease()));
             again.release();
             assert_eq!(first.hits(), 1);
