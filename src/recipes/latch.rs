@@ -181,8 +181,7 @@ impl CountDownLatch {
             let this_round = Compare::mod_revision(self.total.clone()).is(round.began);
             let mut txn = Txn::new()
                 .compare(this_round)
-                // What an open latch has counted is not read by each who comes late.
-                .success(if round.open { Op::get(self.total.clone()) } else { self.count_downs() })
+                .success(self.count_downs())
                 .failure(self.count_downs())
                 .failure(Op::get(own.clone()))
                 .failure(Op::get(self.total.clone()));
@@ -196,7 +195,7 @@ impl CountDownLatch {
             let reply = answer.value;
             // What is counted in the transaction was counted before its put.
             let counted = match reply.succeeded {
-                true if round.open => Some(i64::from(self.count)),
+                true if round.open => Some(self.counted(&reply, 0)?),
                 true => {
                     let before = self.counted(&reply, 0)?;
                     if before >= i64::from(self.count) && !ambiguous {
