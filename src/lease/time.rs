@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -123,17 +123,23 @@ impl SystemLead {
         if lead >= NOISE {
             self.greatest.fetch_max(nanos(lead), Ordering::Relaxed);
         }
-        // Not under the lock of one who reads already, so that nobody waits here.
-        let jumped = self.wall.try_lock().ok().and_then(|mut wall| wall.see(wall_lead()?));
-        if let Some(jumped) = jumped {
-            tracing::warn!(
-                ?jumped,
-                "the wall clock jumped ahead: the machine may have stood still, which counts"
-            );
-            self.jumped.fetch_add(nanos(jumped), Ordering::Relaxed);
-        }
+        self.note(wall_lead);
         let counted = |part: &AtomicU64| Duration::from_nanos(part.load(Ordering::Relaxed));
         counted(&self.greatest) + counted(&self.jumped)
+    }
+
+    /// Counts what the wall clock has jumped by. The lead is read under the lock, where no user's code runs: a thread that
+    /// asks meanwhile waits for the jump to be counted, and goes on with it.
+    fn note(&self, lead: impl FnOnce() -> Option<i128>) {
+        let mut wall = self.wall.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(jumped) = lead().and_then(|lead| wall.see(lead)) else { return };
+        self.jumped.fetch_add(nanos(jumped), Ordering::Relaxed);
+        drop(wall);
+        // A subscriber is a user's code: it may block or panic.
+        tracing::warn!(
+            ?jumped,
+            "the wall clock jumped ahead: the machine may have stood still, which counts"
+        );
     }
 }
 
@@ -239,6 +245,45 @@ mod tests {
         assert_eq!(time.now(), Duration::from_secs(60));
         slept.store(3, Ordering::Relaxed);
         assert_eq!(time.now(), Duration::from_secs(60));
+    }
+
+    /// One thread had seen the jump, and logged it before it counted it. The log was slow, and meanwhile all other threads
+    /// believed in leases whose hour had passed.
+    #[test]
+    fn a_jump_counts_before_it_is_logged() {
+        struct Slow {
+            lead: Arc<SystemLead>,
+            seen: Arc<AtomicU64>,
+        }
+        impl tracing::Subscriber for Slow {
+            fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+                true
+            }
+            fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+                tracing::span::Id::from_u64(1)
+            }
+            fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+            fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+            fn event(&self, _: &tracing::Event<'_>) {
+                let lead = self.lead.clone();
+                let counted = std::thread::spawn(move || lead.read()).join().expect("no panic");
+                self.seen.store(counted.as_secs(), Ordering::Relaxed);
+                panic!("a subscriber of the user's");
+            }
+            fn enter(&self, _: &tracing::span::Id) {}
+            fn exit(&self, _: &tracing::span::Id) {}
+        }
+        let lead = Arc::new(SystemLead::new());
+        let seen = Arc::new(AtomicU64::new(0));
+        let now = wall_lead().expect("read in time");
+        lead.note(|| Some(now - 3_600 * 1_000_000_000));
+        let log = Slow { lead: lead.clone(), seen: seen.clone() };
+        let logged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tracing::subscriber::with_default(log, || lead.note(|| Some(now)));
+        }));
+        assert!(logged.is_err(), "it was logged");
+        assert_eq!(seen.load(Ordering::Relaxed), 3_600, "by another thread, meanwhile");
+        assert!(lead.read() >= Duration::from_secs(3_600), "and after the panic");
     }
 
     /// A virtual machine that was paused for an hour believed in its leases: no clock had counted the hour. Its wall clock
