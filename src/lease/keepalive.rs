@@ -10,10 +10,10 @@ use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue;
 
 use super::Lease;
-use super::clock::{Answer, Due};
+use super::clock::{Answer, Due, LeaseClock, Moment};
 use super::registry::{Command, Leases};
 use super::stream::{Silence, Stream};
-use crate::error::{Error, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::pb::etcdserverpb::LeaseKeepAliveResponse;
 use crate::transport::retry::Backoff;
 
@@ -145,6 +145,8 @@ impl KeepAlive {
             Due::At(_) => {}
             Due::Expired => {
                 lease.lose(LostReason::Expired);
+                // Here, too: where it had ended before it came to this task, its Forget was ahead of it.
+                self.forget(id);
                 return;
             }
             Due::Silent => match self.judge(&lease) {
@@ -254,10 +256,15 @@ impl KeepAlive {
     /// The stream ended.
     fn broken(&mut self, error: &Error) {
         tracing::debug!(%error, "the keep-alive stream broke");
-        // One lease that may not be renewed must not hold up the others: it asks again only when its turn comes round.
+        // One lease that may not be renewed must not hold up the others: it is asked for again after a pause of its own.
         let culprit = self.stream.as_mut().and_then(|stream| stream.ended(error.kind()));
         if let Some(lease) = culprit.and_then(|id| self.kept.get(&id)).map(|kept| kept.lease.clone()) {
-            lease.with_clock(|clock, now| clock.on_break(now + clock.ttl() / 3));
+            if *error.kind() == ErrorKind::PermissionDenied {
+                // The server has answered, and each such lease ends a stream once in its own pause: a pause of all that
+                // grows with each would end those that the server renews.
+                self.backoff.reset();
+            }
+            lease.with_clock(|clock, now| clock.on_break(now + after_refusal(clock, now)));
             lease.suspend();
             self.set_timer(&lease);
         }
@@ -317,6 +324,12 @@ impl Drop for KeepAlive {
             tracing::warn!(%error, "who watches the state of a session is not told that it is lost");
         }
     }
+}
+
+/// The pause of a lease that was refused: a third of what is left of it, so that it is asked for the more often the nearer
+/// its end is. A refusal while rights are edited passes.
+fn after_refusal(clock: &LeaseClock, now: Moment) -> Duration {
+    (clock.remaining(now) / 3).max(clock.ttl() / 20)
 }
 
 /// Wakes the task now and then, to notice that the machine slept: no timer of tokio's does.

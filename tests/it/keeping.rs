@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::{Client, LostReason, Session, SessionState};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -145,4 +146,46 @@ async fn a_server_that_is_slow_to_open_the_stream_keeps_a_lease() {
     sleep(S(600)).await;
     assert!(session.is_valid());
     assert_eq!(slow.hits(), 1, "it is opened once");
+}
+
+/// A user lost its rights on a dozen keys. Each lease with such a key ended the stream once, each time the client waited
+/// longer before it opened another, and a lease beside them, which the server would have renewed, ran out.
+#[tokio::test(start_paused = true)]
+async fn many_leases_that_may_not_be_renewed_do_not_hold_up_another() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let mut refused = Vec::new();
+    let mut renewed = Vec::new();
+    // On both sides of the one that is renewed, whichever the client asks for first.
+    for number in 0..41 {
+        let session = Session::builder(&client).ttl(S(10)).open().await.unwrap();
+        if number == 20 { renewed.push(session) } else { refused.push(session) }
+    }
+    let leases: Vec<i64> = refused.iter().map(Session::lease).collect();
+    let is_refused = move |request: &pb::LeaseKeepAliveRequest| leases.contains(&request.id);
+    let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+    let fault = fake.fault(On::rpc(Rpc::LeaseKeepAlive).matching(is_refused), Do::fail(denied));
+    sleep(S(120)).await;
+    assert!(renewed.iter().all(Session::is_valid));
+    assert!(refused.iter().all(|session| !session.is_valid()));
+    // Each is asked for more often as its end comes nearer, and not without a pause.
+    assert!(fault.hits() <= 40 * 20, "{}", fault.hits());
+}
+
+/// The rights of a user were edited for half a second at the first keep-alive of its lease, and for as long at the second.
+/// In between the server would have renewed it, but the client had not asked.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_passes_between_two_turns_loses_no_lease() {
+    let fake = FakeEtcd::start();
+    let start = Instant::now();
+    let session = Session::builder(&fake.client()).ttl(S(9)).open().await.unwrap();
+    for turn in [2_900, 5_900] {
+        sleep_until(start + MS(turn)).await;
+        let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+        let fault = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::fail(denied));
+        sleep(MS(500)).await;
+        fault.remove();
+    }
+    sleep_until(start + S(60)).await;
+    assert!(session.is_valid());
 }

@@ -95,7 +95,13 @@ impl<M: Message + Any> Inbox<M> {
                 None | Some(End::Split) => return Heard::Message(message, After::Nothing),
                 Some(End::Vanish) => {}
                 Some(End::Fail(status)) => {
-                    self.shared.cut_stream(self.stream, status);
+                    match self.rpc {
+                        // Answered in the order in which they were asked: what was answered before comes before.
+                        Rpc::LeaseKeepAlive => {
+                            self.shared.with(|state, _| state.refuse(self.stream, status));
+                        }
+                        _ => self.shared.cut_stream(self.stream, status),
+                    }
                     return Heard::Broken;
                 }
                 Some(End::LoseReply(LoseReply::Error)) => {
