@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::transport::Transport;
 use crate::transport::auth::Tokens;
 use crate::transport::channel::Route;
+use crate::transport::classify;
 
 /// Asks one endpoint after another until one answers as etcd does.
 ///
@@ -45,15 +46,17 @@ pub(super) async fn authenticate(tokens: &Tokens, endpoints: &[String], deadline
 
 /// True for what only a member says: that it refuses a request without a token, or cannot serve it now.
 fn speaks_etcd(kind: &ErrorKind) -> bool {
-    !matches!(
-        kind,
+    match kind {
+        // A balancer without a member to pass the request on to has the same code.
+        ErrorKind::Unavailable { message } => classify::is_etcds(message),
         ErrorKind::Connect { .. }
-            | ErrorKind::Disconnected
-            | ErrorKind::Timeout
-            | ErrorKind::Protocol { .. }
-            | ErrorKind::Unsupported { .. }
-            | ErrorKind::Other { .. }
-    )
+        | ErrorKind::Disconnected
+        | ErrorKind::Timeout
+        | ErrorKind::Protocol { .. }
+        | ErrorKind::Unsupported { .. }
+        | ErrorKind::Other { .. } => false,
+        _ => true,
+    }
 }
 
 /// Why one endpoint is not the one.
@@ -73,7 +76,9 @@ fn unreachable(mut failed: Vec<Failed>) -> Error {
     // A peer that speaks something else is worth another word than one that is not there.
     let other = failed.iter().find_map(|failed| match failed.error.kind() {
         ErrorKind::Protocol { detail } => Some(detail.clone()),
-        ErrorKind::Unsupported { message } | ErrorKind::Other { message, .. } => Some(message.clone()),
+        ErrorKind::Unavailable { message }
+        | ErrorKind::Unsupported { message }
+        | ErrorKind::Other { message, .. } => Some(message.clone()),
         _ => None,
     });
     let kind = match other {

@@ -65,6 +65,11 @@ pub(crate) fn refuses_token(message: &str) -> bool {
     by_message(message).is_some_and(|(kind, _)| wants_new_token(&kind))
 }
 
+/// True for words of etcd's own, which no proxy on the way has.
+pub(crate) fn is_etcds(message: &str) -> bool {
+    message.starts_with(SERVER) || by_message(message).is_some()
+}
+
 /// True where the server wants no token at all.
 pub(crate) fn without_auth(kind: &ErrorKind) -> bool {
     matches!(kind, ErrorKind::Refused { message } if message.ends_with("authentication is not enabled"))
@@ -132,7 +137,14 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
         // tonic's words for a gRPC answer that ends without its status: a server that stops, or a proxy on the way, may
         // close its streams without an error, which hyper gives as a clean end.
         Code::Unknown if message.contains(CUT_SHORT) => (ErrorKind::Disconnected, Outcome::Unknown),
-        Code::Unimplemented => (ErrorKind::Unsupported { message: words() }, Outcome::NotApplied),
+        Code::Unimplemented if message.contains(ENCODED) => {
+            (ErrorKind::Protocol { detail: words() }, Outcome::Unknown)
+        }
+        Code::Unimplemented => {
+            let is_unknown = UNKNOWN_METHOD.iter().any(|words| message.starts_with(words));
+            let outcome = if is_unknown { Outcome::NotApplied } else { refused };
+            (ErrorKind::Unsupported { message: words() }, outcome)
+        }
         Code::Unauthenticated => (ErrorKind::Unauthenticated { message: words() }, refused),
         Code::PermissionDenied => (ErrorKind::PermissionDenied, refused),
         Code::InvalidArgument | Code::FailedPrecondition => {
@@ -150,6 +162,10 @@ fn served(status: &Status) -> (ErrorKind, Outcome) {
 const CUT_SHORT: &str = "missing grpc-status trailer";
 /// tonic's words for an HTTP answer that is no gRPC.
 const NOT_GRPC: &str = "grpc-status header missing";
+/// tonic's words for an answer in an encoding that this crate did not ask for.
+const ENCODED: &str = "Content is compressed with";
+/// grpc-go's words for a method that it does not have: nothing was done.
+const UNKNOWN_METHOD: [&str; 3] = ["unknown service ", "unknown method ", "malformed method name"];
 
 #[cfg(test)]
 mod tests {
@@ -205,6 +221,23 @@ mod tests {
         let refused = h2::Error::from(h2::Reason::REFUSED_STREAM);
         let error = error("KV/Txn", Status::from_error(Box::new(Wrapped(refused))));
         assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Disconnected, Outcome::NotApplied));
+    }
+
+    /// A proxy compressed its answers unasked. tonic refuses such an answer with a status of its own, whose code was taken
+    /// for the server's word that it knows no such method: a lock that was taken was told as not taken, and kept.
+    #[test]
+    fn an_answer_in_an_encoding_of_its_own_leaves_a_write_unknown() {
+        let said = "Content is compressed with `gzip` which isn't supported";
+        let (kind_of, outcome) = kind(Code::Unimplemented, said);
+        assert!(matches!(kind_of, ErrorKind::Protocol { .. }), "{kind_of:?}");
+        assert_eq!(outcome, Outcome::Unknown);
+        // A gateway may use the code after it has passed the request on.
+        assert_eq!(kind(Code::Unimplemented, "not here").1, Outcome::Unknown);
+        for said in ["unknown service etcdserverpb.KV", "unknown method Txn for service etcdserverpb.KV"] {
+            let (kind_of, outcome) = kind(Code::Unimplemented, said);
+            assert!(matches!(kind_of, ErrorKind::Unsupported { .. }), "{kind_of:?}");
+            assert_eq!(outcome, Outcome::NotApplied);
+        }
     }
 
     /// A server that was restarted closed its streams without an error. hyper gives that as a clean end, and tonic then
