@@ -156,7 +156,7 @@ impl Stream {
                         Ok(None) => Status::unavailable("the keep-alive stream ended"),
                         Err(status) => status,
                     };
-                    return Err(transport.stream_error(RPC, ended));
+                    return Err(transport.stream_error(RPC, ended, &self.route));
                 }
             }
         }

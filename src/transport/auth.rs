@@ -127,6 +127,12 @@ impl Tokens {
         fetching.fetched.get().cloned().unwrap_or_else(closed)
     }
 
+    /// True where this token is no longer the one that requests go with.
+    pub(super) fn have_replaced(&self, used: &HeaderValue) -> bool {
+        let Source::User(user) = &self.0 else { return false };
+        !matches!(&*user.state(), State::Held(token) if token == used)
+    }
+
     /// The server refused this token. One that has been replaced already counts for nothing. False where there is no other.
     pub(super) fn refused(&self, used: Option<&HeaderValue>) -> bool {
         let Source::User(user) = &self.0 else { return false };

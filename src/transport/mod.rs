@@ -209,8 +209,8 @@ impl Transport {
         let requests = tokio_stream::StreamExt::map(requests, move |request| namespace.watch(request));
         let client = pb::watch_client::WatchClient::new(self.service.clone());
         let mut client = client.max_decoding_message_size(self.limits.answer);
-        let request = routed(with_leader(requests), route);
-        self.open("Watch/Watch", limit, async move { client.watch(request).await }).await
+        let request = routed(with_leader(requests), route.clone());
+        self.open("Watch/Watch", &route, limit, async move { client.watch(request).await }).await
     }
 
     /// Takes the namespace out of a watch answer.
@@ -225,11 +225,17 @@ impl Transport {
         route: Route,
     ) -> Result<Streaming<pb::LeaseKeepAliveResponse>> {
         let mut client = pb::lease_client::LeaseClient::new(self.service.clone());
-        let request = routed(with_leader(requests), route);
+        let request = routed(with_leader(requests), route.clone());
         // A lease gives up what takes too long for it. An adoption waits for as long as a request: there is to be time for
         // another attempt meanwhile.
         let limit = self.limits.request_timeout / 4 * 3;
-        self.open("Lease/LeaseKeepAlive", limit, async move { client.lease_keep_alive(request).await }).await
+        self.open(
+            "Lease/LeaseKeepAlive",
+            &route,
+            limit,
+            async move { client.lease_keep_alive(request).await },
+        )
+        .await
     }
 
     /// Refuses an answer on a stream that is another cluster's, whose endpoint is avoided from here on.
@@ -246,18 +252,30 @@ impl Transport {
     }
 
     /// Turns the status that ended a stream into an error, and notes what it says of the token.
-    pub(crate) fn stream_error(&self, rpc: &'static str, status: Status) -> Error {
+    pub(crate) fn stream_error(&self, rpc: &'static str, status: Status, route: &Route) -> Error {
         let error = classify::error(rpc, status);
-        self.note_auth(&error);
+        self.note_auth(&error, route);
         error
     }
 
-    /// True where a new token may mend the error: it has been dropped, and the next request fetches another.
-    pub(crate) fn note_auth(&self, error: &Error) -> bool {
+    /// True where a new token may mend the error of a stream that went this way: where the stream's was the current one, it
+    /// has been dropped, and the next request fetches another.
+    pub(crate) fn note_auth(&self, error: &Error, route: &Route) -> bool {
         match &self.auth {
-            Some(tokens) if classify::wants_new_token(error.kind()) => tokens.drop_current(),
+            Some(tokens) if classify::wants_new_token(error.kind()) => match route.token() {
+                Some(used) => tokens.refused(Some(&used)),
+                // A layer of the user's has lost the route, or there was none.
+                None => tokens.drop_current(),
+            },
             _ => self.token_passes(error.kind()),
         }
+    }
+
+    /// True where a stream that went this way has a token which has been replaced since. Members before 3.4.22 and 3.5.6
+    /// refuse a watch whose token has run out as one without permission.
+    pub(crate) fn has_another_token(&self, route: &Route) -> bool {
+        let used = route.token();
+        used.is_some_and(|used| self.auth.as_ref().is_some_and(|tokens| tokens.have_replaced(&used)))
     }
 
     /// True where the next attempt has another token than the one that this was refused for.
@@ -283,12 +301,13 @@ impl Transport {
     async fn open<T>(
         &self,
         rpc: &'static str,
+        route: &Route,
         limit: Duration,
         call: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
     ) -> Result<Streaming<T>> {
         match timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.stream_error(rpc, status)),
+            Ok(Err(status)) => Err(self.stream_error(rpc, status, route)),
             Err(_) => Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at(rpc)),
         }
     }

@@ -199,7 +199,7 @@ async fn a_token_of_the_users_is_never_replaced() {
     let error = range(&transport).await.expect_err("expired");
     assert_eq!(*error.kind(), ErrorKind::InvalidToken);
     assert_eq!((member.seen("Authenticate"), member.seen("Range")), (0, 2));
-    assert!(!transport.note_auth(&error));
+    assert!(!transport.note_auth(&error, &Route::default()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,10 +331,43 @@ async fn a_refused_stream_is_its_owners_to_open_again() {
 
     // What ends a stream in its midst.
     member.expire();
-    transport.stream_error("Lease/LeaseKeepAlive", Status::unauthenticated("etcdserver: invalid auth token"));
-    assert!(tokens.drop_current());
+    let refusal = || Status::unauthenticated("etcdserver: invalid auth token");
+    let route = route(&tokens).await;
+    transport.stream_error("Lease/LeaseKeepAlive", refusal(), &route);
     open().await.expect("with a new token");
-    assert_eq!(member.seen("LeaseKeepAlive"), 3);
+    assert_eq!((member.seen("LeaseKeepAlive"), member.seen("Authenticate")), (3, 3));
+
+    // Another stream ends for the same token: the one that has replaced it stays.
+    transport.stream_error("Watch/Watch", refusal(), &route);
+    open().await.expect("with the same");
+    assert_eq!((member.seen("LeaseKeepAlive"), member.seen("Authenticate")), (4, 3));
+    // One that does not know its token, since a layer of the user's lost it.
+    transport.stream_error("Watch/Watch", refusal(), &Route::default());
+    open().await.expect("with a new token");
+    assert_eq!(member.seen("Authenticate"), 4);
+}
+
+/// The route of a stream that goes with the current token.
+async fn route(tokens: &Tokens) -> Route {
+    let route = Route::default();
+    route.goes_with(tokens.get().await.expect("a token").as_ref());
+    route
+}
+
+/// A stream was open for hours, and its token had been replaced meanwhile. A member of 3.4.21 refused a new watch on it as
+/// one without permission, and the wait for a lock ended.
+#[tokio::test]
+async fn a_watch_that_is_refused_for_an_old_token_is_opened_again() {
+    let member = Member::new();
+    let (transport, tokens) = member.transport("right");
+    range(&transport).await.expect("the first token");
+    let old = route(&tokens).await;
+    assert!(!transport.has_another_token(&old), "its token is the current one, and the refusal is believed");
+    member.expire();
+    range(&transport).await.expect("the second token");
+    assert!(transport.has_another_token(&old));
+    assert!(!transport.has_another_token(&route(&tokens).await));
+    assert!(!transport.has_another_token(&Route::default()));
 }
 
 #[tokio::test]

@@ -56,8 +56,9 @@ pub(super) fn steer(route: &Route, kind: &ErrorKind) {
 }
 
 /// The error that a reason to cancel is, and whether another token may mend it.
-pub(super) fn judge(transport: &Transport, reason: &str) -> (Error, bool) {
+pub(super) fn judge(transport: &Transport, route: &Route, reason: &str) -> (Error, bool) {
     let error = classify::cancel_reason(reason);
-    let mends = transport.note_auth(&error);
+    let may_be_the_token = *error.kind() == ErrorKind::PermissionDenied && transport.has_another_token(route);
+    let mends = transport.note_auth(&error, route) || may_be_the_token;
     (error, mends)
 }
