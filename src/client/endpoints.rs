@@ -108,6 +108,11 @@ pub(super) fn parse(given: &str, tls: bool) -> Result<Parsed> {
     if uri.host().is_none_or(str::is_empty) {
         return invalid("no host");
     }
+    // The parser takes a port that is no number, or none after its colon, for no port at all.
+    let after_host = uri.authority().map(|all| all.as_str().rsplit(']').next().unwrap_or_default());
+    if uri.port().is_none() && after_host.is_some_and(|rest| rest.contains(':')) {
+        return invalid("a port that is no number from 0 to 65535");
+    }
     if uri.path_and_query().is_some_and(|rest| rest != "/") {
         return invalid("a path or query");
     }
@@ -164,6 +169,9 @@ mod tests {
     fn what_is_no_endpoint_is_named() {
         for bad in
             ["", "a b:1", "localhost", "http://", "http://a:1/x", "http://a:1/?x", "ftp://a:1", ":2379"]
+                .into_iter()
+                // A port that is none was dialled as the scheme's own, 80 or 443: another service got the password.
+                .chain(["http://a:99999", "http://a:", "http://a:2379x", "a:", "a:x", "http://[::1]:"])
         {
             let error = parse(bad, false).expect_err(bad);
             let ErrorKind::InvalidInput { what: "endpoints", why } = error.kind() else { panic!("{error}") };
