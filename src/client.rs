@@ -171,6 +171,10 @@ impl Client {
 
     /// The service under the generated clients: for clients of other gRPC services that etcd, or a proxy before it,
     /// offers. A call of such a service whose token is refused is the caller's to repeat: the next has another token.
+    ///
+    /// A call that is dropped after a second or more without an answer counts as one that a silent endpoint was asked: that
+    /// is asked whether it lives, and avoided for up to ten seconds. So give calls that wait by nature, those of etcd's
+    /// `Lock` and `Election` services, a client of their own.
     pub fn service(&self) -> RawService {
         self.0.transport.raw()
     }

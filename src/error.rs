@@ -46,7 +46,8 @@ struct Inner {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The server did not apply it, and never will. Reads are always this.
+    /// The server did not apply it, and never will. Reads are this, but for a transaction of reads: it goes as any
+    /// transaction goes, and may be [`Unknown`](Self::Unknown).
     NotApplied,
     /// The server applied it; what failed came after.
     Applied,

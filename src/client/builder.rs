@@ -221,7 +221,8 @@ impl ClientBuilder {
     /// Makes the client, and makes sure that it works: asks the endpoints, one after another, until one answers as
     /// etcd does, and authenticates where there is a user.
     ///
-    /// A member that answers that it has no leader, or wants a token, counts. Nothing is tried twice.
+    /// A member that answers that it has no leader, or wants a token, counts. Each endpoint is asked once; the token is asked
+    /// for again after errors that pass, until the connect timeout.
     ///
     /// # Errors
     /// All in the connect timeout:
@@ -230,9 +231,12 @@ impl ClientBuilder {
     /// [`Connect`](crate::ErrorKind::Connect) when no endpoint can be reached or none answers.
     /// [`Protocol`](crate::ErrorKind::Protocol) when the one endpoint speaks something else.
     /// [`Unauthenticated`](crate::ErrorKind::Unauthenticated) when user or password are wrong.
+    /// [`Timeout`](crate::ErrorKind::Timeout) when no token came in time, and whatever else the server answers to the
+    /// request for one.
     ///
     /// # Cancel safety
-    /// Safe: dropping the future closes what it opened.
+    /// Safe: dropping the future closes what it opened. A token that is being fetched is waited for in the background, for
+    /// the request timeout at most.
     pub async fn connect(self) -> Result<Client> {
         let connect_timeout = self.connect_timeout;
         let Built { client, bare, tokens } = self.build()?;

@@ -3,7 +3,9 @@
 //! Any member answers LeaseTimeToLive from what it has itself. One that led, stood still, and goes on believes for a moment
 //! that it leads yet: it does not know of a lease that was granted under the next leader, and knows of one that has been
 //! revoked since. A keep-alive is answered by a leader that has made sure of being one (since 3.4.31), so its word counts,
-//! for the end of a lease and for its life.
+//! for the end of a lease and for its life. One that a follower has passed on is answered without making sure. Such a
+//! follower takes a member for its leader that the others have replaced: it is cut off from a majority together with it,
+//! which takes a cluster of five (docs/safety.md).
 
 use super::Lease;
 use crate::error::{LostReason, Result};
