@@ -3,6 +3,9 @@
 //! A delete is of one incarnation of its key, and so it hits no later one, however late it is applied. But a task whose
 //! turn it is takes up a key of the lease that it finds, of the incarnation that was to be deleted. So it is to know of
 //! such a delete, and to have it answered first.
+//!
+//! The same holds for a delete that was given up because it was refused: transactions of the last holder may be on their
+//! way yet, and would pass the fence of the next one, if that had the key of the same incarnation.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,7 +14,7 @@ use bytes::Bytes;
 
 use super::lock;
 
-/// For each key the incarnation that a delete without an answer is meant for.
+/// For each key the incarnation that a delete without an answer, or one that was given up, is meant for.
 #[derive(Debug, Default)]
 pub(crate) struct Doomed {
     incarnations: Mutex<BTreeMap<Bytes, i64>>,
@@ -24,7 +27,12 @@ impl Doomed {
         Deleting { doomed: self, keys, in_doubt: true }
     }
 
-    /// The incarnation that may yet be deleted.
+    /// Deletes of these incarnations were given up. No task is to take up such a key before it is deleted.
+    pub(crate) fn given_up(&self, keys: impl IntoIterator<Item = (Bytes, i64)>) {
+        lock(&self.incarnations).extend(keys);
+    }
+
+    /// The incarnation that may yet be deleted, or is to be.
     pub(crate) fn incarnation(&self, key: &Bytes) -> Option<i64> {
         lock(&self.incarnations).get(key).copied()
     }
@@ -58,7 +66,7 @@ impl Deleting<'_> {
 impl Drop for Deleting<'_> {
     fn drop(&mut self) {
         if self.in_doubt {
-            lock(&self.doomed.incarnations).extend(self.keys.iter().cloned());
+            self.doomed.given_up(self.keys.iter().cloned());
         }
     }
 }

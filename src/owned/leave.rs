@@ -84,6 +84,11 @@ impl Leave {
         cleanup.spawn(async move {
             let delete = || async { self.delete(create_revision).await.map(drop) };
             if !self.settler.settle(WHAT, delete).await {
+                if self.turn.is_some() {
+                    // While the turn is ours: who has it next deletes this incarnation before it puts its own.
+                    let keys = self.keys.iter().map(|key| (key.clone(), create_revision));
+                    self.settler.lease().doomed().given_up(keys);
+                }
                 // It has no owner any more. Where the lease goes on, adopted again by this client, it is looked for and
                 // deleted, unless a task has taken it up in its turn.
                 let requests = if self.turn.is_some() { ANY } else { 1 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::TxnRequest;
 use etcd_concurrency::{
-    Client, Election, ErrorKind, Fence, LostReason, Mutex, Op, Session, SessionState, Txn,
+    Client, Election, ErrorKind, Fence, LostReason, Mutex, Op, Outcome, Session, SessionState, Txn,
 };
 use tokio::time::{sleep, timeout};
 
@@ -81,6 +81,39 @@ async fn a_late_delete_of_a_dropped_guards_key_hits_no_later_holder() {
     refused.remove();
     let guard = mutex.try_lock().await.unwrap();
     arrives(&fake, &delete, &guard).await;
+}
+
+/// A holder's transaction stayed on the way, and the release of its guard was refused while roles were edited. The next task
+/// of the session took up the key as it stood, with the same token, so the transaction of the first passed its fence.
+#[tokio::test(start_paused = true)]
+async fn a_late_transaction_of_a_guard_whose_release_was_refused_is_fenced_off() {
+    for unlocks in [true, false] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        let mutex = Mutex::new(&session, "a").unwrap();
+        let first = mutex.lock().await.unwrap();
+        let (late, token) = (Hold::new(), first.token());
+        fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::hold(&late));
+        let error = first.txn().success(Op::put("x", "late")).commit().await.unwrap_err();
+        assert_eq!((error.outcome(), late.held()), (Outcome::Unknown, 1), "{error}");
+        let refused = tonic::Status::permission_denied("etcdserver: permission denied");
+        let refused = fake.fault(On::rpc(Rpc::Txn).matching(deletes), Do::fail(refused));
+        match unlocks {
+            true => drop(first.unlock().await.unwrap_err()),
+            false => drop(first),
+        }
+        sleep(S(30)).await;
+        assert!(refused.hits() > 0);
+        refused.remove();
+        let next = mutex.lock().await.unwrap();
+        late.release();
+        sleep(S(30)).await;
+        let keys = fake.snapshot().keys;
+        assert!(keys.iter().all(|kv| kv.key != "x"), "it passed the fence of {next:?}");
+        assert!(next.token() > token && next.is_valid());
+        next.unlock().await.unwrap();
+        assert!(fake.snapshot().keys.is_empty());
+    }
 }
 
 /// A guard was lost and kept, and a task waited for its turn. A third task passed the lost guard over; the guard was dropped,
