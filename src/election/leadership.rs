@@ -42,7 +42,9 @@ impl Leadership {
     /// answer's header is what Go's `Header` gives after it.
     ///
     /// Each proclamation is guarded by the revision of the one before it, so one that is late never covers a newer one,
-    /// and one whose reply was lost is settled by reading it back.
+    /// and one whose reply was lost is settled by reading it back. Where that shows that the key was written several times
+    /// since, by transactions of your own, it cannot be told whether this was one of them: an error of the outcome
+    /// [`Unknown`](crate::Outcome::Unknown) says so.
     ///
     /// # Errors
     /// [`ErrorKind::Fenced`] when the server says that the leadership is gone, [`ErrorKind::Lost`] when that is known

@@ -13,19 +13,27 @@ use crate::txn::{Compare, Op, Txn};
 /// The writes of a key that is held, one at a time: each knows what the one before it left.
 #[derive(Debug)]
 pub(super) struct Writes {
-    /// The revision of the last.
-    last: Mutex<i64>,
+    last: Mutex<Last>,
+}
+
+/// The last write of a key that is known.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    mod_revision: i64,
+    /// How many writes of the key there had been by then, since it was created.
+    version: i64,
 }
 
 impl Writes {
     pub(super) fn new(create_revision: i64) -> Self {
-        Self { last: Mutex::new(create_revision) }
+        Self { last: Mutex::new(Last { mod_revision: create_revision, version: 1 }) }
     }
 
     /// Writes a value: one RPC, which the server refuses once the key is gone.
     ///
     /// Each write is guarded by the revision of the one before it, so one that is late never covers a newer one, and
-    /// one whose reply was lost is settled by reading it back.
+    /// one whose reply was lost is settled by reading it back. What is found then may be another's write over ours, as the
+    /// key's version tells: that is not written over again.
     pub(super) async fn write(
         &self,
         session: &Session,
@@ -39,13 +47,13 @@ impl Writes {
             rounds.again().await;
             fence.check()?;
             let txn = Txn::new()
-                .compare(Compare::mod_revision(fence.key().clone()).is(*last))
+                .compare(Compare::mod_revision(fence.key().clone()).is(last.mod_revision))
                 .success(Op::put_with_lease(fence.key().clone(), value.clone(), session.lease()))
                 .failure(Op::get(fence.key().clone()));
             let answer = session.transact(txn, Repeat::Harmless).await?;
             let reply = answer.value;
             if reply.succeeded {
-                *last = reply.header.revision;
+                *last = Last { mod_revision: reply.header.revision, version: last.version + 1 };
                 return Ok(reply.header);
             }
             let outcome = if answer.ambiguous { Outcome::Unknown } else { Outcome::NotApplied };
@@ -53,14 +61,24 @@ impl Writes {
                 fence.fall(LostReason::KeyDeleted);
                 return Err(Error::new(ErrorKind::Fenced, outcome).at("KV/Txn"));
             };
-            if kv.mod_revision <= *last {
+            if kv.mod_revision <= last.mod_revision {
                 let detail = "a compare failed that holds for what was read";
                 return Err(Error::protocol(detail, outcome).at("KV/Txn"));
             }
-            *last = kv.mod_revision;
+            let written = kv.version.saturating_sub(last.version);
+            *last = Last { mod_revision: kv.mod_revision, version: kv.version };
             if answer.ambiguous && kv.value == value {
                 return Ok(pb::ResponseHeader { revision: kv.mod_revision, ..reply.header });
             }
+            if answer.ambiguous && written != 1 {
+                return Err(Error::new(ErrorKind::Timeout, Outcome::Unknown)
+                    .at("KV/Txn")
+                    .because(WRITTEN_OVER));
+            }
+            // Of two or more writes one may have been ours. A single one was another's, and the attempts without an answer
+            // can be applied no more: their compare holds for no later revision.
         }
     }
 }
+
+const WRITTEN_OVER: &str = "an attempt was not answered, and the key has been written several times since: one of them may have been that";

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{Client, LostReason, Op, Outcome, Session, Txn};
+use etcd_concurrency::{Client, Leadership, LostReason, Op, Outcome, Session, Txn};
 use tokio::time::timeout;
 
 use super::election;
@@ -90,6 +90,62 @@ async fn a_proclamation_of_unknown_fate_is_told_as_that() {
     assert!(leadership.is_valid());
     leadership.proclaim("c").await.unwrap();
     assert_eq!(value(&fake).as_deref(), Some("c"));
+}
+
+/// A proclamation was applied and not answered, and a transaction of the leader wrote the key before it was sent again. It was
+/// written a second time, over the newer value; or, where that was refused, an error said that nothing had been applied.
+#[tokio::test(start_paused = true)]
+async fn a_proclamation_that_was_written_over_is_not_made_again() {
+    for refused in [false, true] {
+        let fake = FakeEtcd::start();
+        let session = session(&fake.client()).await;
+        let leadership = election(&session, "seat").campaign("a").await.unwrap();
+        leadership.proclaim("before").await.unwrap();
+        fake.fault(On::rpc(Rpc::Txn).matching(puts("b")).once(), Do::lose_reply_by(LoseReply::Hang));
+        let proclaiming = leadership.proclaim("b");
+        tokio::pin!(proclaiming);
+        timeout(S(1), &mut proclaiming).await.expect_err("the reply is lost");
+        assert_eq!(value(&fake).as_deref(), Some("b"));
+        writes(&leadership, "c").await;
+        if refused {
+            // Not the second attempt, which is answered that the key was written, but what comes after it.
+            let status = tonic::Status::permission_denied("etcdserver: permission denied");
+            fake.fault(On::rpc(Rpc::Txn).matching(puts("b")).nth(2), Do::fail(status));
+        }
+        let proclaimed = proclaiming.await;
+        assert_eq!(value(&fake).as_deref(), Some("c"), "{proclaimed:?}");
+        let error = proclaimed.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+        assert!(leadership.is_valid());
+        leadership.proclaim("d").await.unwrap();
+        assert_eq!(value(&fake).as_deref(), Some("d"));
+    }
+}
+
+/// Where the other write is the only one, the proclamation has not been made, nor can it be any more: it is made after it.
+#[tokio::test(start_paused = true)]
+async fn a_proclamation_that_was_not_made_is_made_after_another_write() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let leadership = election(&session, "seat").campaign("a").await.unwrap();
+    let late = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts("b")).once(), Do::hold(&late));
+    let proclaiming = leadership.proclaim("b");
+    tokio::pin!(proclaiming);
+    timeout(S(1), &mut proclaiming).await.expect_err("it is on its way");
+    writes(&leadership, "c").await;
+    proclaiming.await.unwrap();
+    assert_eq!(value(&fake).as_deref(), Some("b"));
+    writes(&leadership, "d").await;
+    late.release();
+    tokio::time::sleep(S(30)).await;
+    assert_eq!(value(&fake).as_deref(), Some("d"));
+}
+
+/// The leader writes its own key by a transaction.
+async fn writes(leadership: &Leadership, value: &'static str) {
+    let put = Op::put_with_lease(leadership.key().clone(), value, leadership.session().lease());
+    assert!(leadership.txn().success(put).commit().await.unwrap().succeeded);
 }
 
 /// The seat is lost between a proclamation's two attempts: whether the first was applied nobody knows.
