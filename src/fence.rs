@@ -90,7 +90,8 @@ impl Fence {
     /// Resolves once the key is lost, with the reason: its release, its deletion by somebody, or the session's end.
     ///
     /// The first call starts a watch on the key, which lasts as long as the future. Where the server refuses that, the key
-    /// is read now and then: its end may be told a minute or two late then. The session's end is told at its deadline, on
+    /// is read now and then: its end may be told a minute or two late then. So may an end that a server before 3.4.36 or
+    /// 3.5.18 loses as the watch's stream is opened again. The session's end is told at its deadline, on
     /// the runtime that polls this; a tokio runtime needs its time enabled for that.
     ///
     /// # Cancel safety

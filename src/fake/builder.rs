@@ -26,6 +26,7 @@ impl Builder {
             token_ttl: Duration::from_secs(300),
             jwt_tokens: false,
             shuffled_watches: false,
+            loses_deletions: false,
         };
         Self { config }
     }
@@ -97,6 +98,13 @@ impl Builder {
     /// default they are served in the order of their streams and ids.
     pub fn shuffled_watches(mut self) -> Self {
         self.config.shuffled_watches = true;
+        self
+    }
+
+    /// Loses deletions as etcd before 3.4.36 and 3.5.18 does (etcd#18089): a compaction takes the deletions of its own
+    /// revision along, so a watch that starts at that very revision is never told of them, and does not end either.
+    pub fn loses_deletions(mut self) -> Self {
+        self.config.loses_deletions = true;
         self
     }
 }

@@ -38,6 +38,7 @@ pub(crate) struct Config {
     pub(crate) token_ttl: Duration,
     pub(crate) jwt_tokens: bool,
     pub(crate) shuffled_watches: bool,
+    pub(crate) loses_deletions: bool,
 }
 
 /// Who calls, and when.
@@ -77,7 +78,7 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(config: Config) -> Self {
         Self {
-            store: Store::new(),
+            store: Store::losing_deletions(config.loses_deletions),
             lessor: Lessor::new(config.min_lease_ttl),
             hub: Hub::new(config.max_message_bytes(), config.shuffled_watches.then_some(config.seed)),
             auth: Auth::new(config.token_ttl, config.jwt_tokens, config.seed),

@@ -23,6 +23,8 @@ pub(crate) struct Store {
     log: VecDeque<Arc<Change>>,
     revision: i64,
     compacted: i64,
+    /// A compaction takes the deletions of its own revision along.
+    loses_deletions: bool,
     /// Taken at the last compactions; a question for one of their revisions is answered from here.
     hashes: Vec<KvHash>,
 }
@@ -73,8 +75,21 @@ impl Change {
 }
 
 impl Store {
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
-        Self { keys: BTreeMap::new(), log: VecDeque::new(), revision: 1, compacted: -1, hashes: Vec::new() }
+        Self::losing_deletions(false)
+    }
+
+    /// An empty store, whose compactions take the deletions of their own revision along, or do not.
+    pub(crate) fn losing_deletions(loses_deletions: bool) -> Self {
+        Self {
+            keys: BTreeMap::new(),
+            log: VecDeque::new(),
+            revision: 1,
+            compacted: -1,
+            loses_deletions,
+            hashes: Vec::new(),
+        }
     }
 
     pub(crate) fn revision(&self) -> i64 {
@@ -135,7 +150,8 @@ impl Store {
         let own = self.log.partition_point(|change| change.revision() == revision);
         let own: Vec<_> = self.log.drain(..own).collect();
         let last = |at: &usize| own[at + 1..].iter().all(|later| later.kv.key != own[*at].kv.key);
-        for at in (0..own.len()).rev().filter(last) {
+        let told = |at: &usize| last(at) && (own[*at].is_put() || !self.loses_deletions);
+        for at in (0..own.len()).rev().filter(told) {
             self.log.push_front(Arc::clone(&own[at]));
         }
         Ok(())

@@ -39,6 +39,7 @@ impl Fence {
     async fn watch_after(&self, revision: i64) -> Result<()> {
         let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
         let mut watcher = self.0.client.watch(watch);
+        let mut looked = 0;
         loop {
             match timeout(second_look(), watcher.next()).await {
                 Ok(events) => {
@@ -47,9 +48,14 @@ impl Fence {
                     }
                 }
                 // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key
-                // is read now and then.
-                Err(_) if !watcher.is_live() && matches!(Box::pin(self.stands()).await, Ok(None)) => {
-                    return Ok(());
+                // is read now and then. One that was made again may have lost the key's end: then it is read once.
+                Err(_) if !watcher.is_live() || watcher.resumed() != looked => {
+                    let resumed = watcher.resumed();
+                    match Box::pin(self.stands()).await {
+                        Ok(None) => return Ok(()),
+                        Ok(Some(_)) => looked = resumed,
+                        Err(_) => {}
+                    }
                 }
                 Err(_) => {}
             }

@@ -96,8 +96,8 @@ impl CountDownLatch {
 
     /// Waits until the latch is open; returns at once if it is.
     ///
-    /// One RPC, beside a watch, and one more where nobody has made the latch yet; none when it opens. Every one to two
-    /// minutes one more looks after what old servers may have lost.
+    /// One RPC, beside a watch, and one more where nobody has made the latch yet; none when it opens, unless the watch's
+    /// stream was opened again. Every one to two minutes one more looks after what old servers may have lost.
     ///
     /// A latch that is reset so soon after it opened that the server has compacted both before this client could be told
     /// is waited for again.
@@ -111,7 +111,7 @@ impl CountDownLatch {
     pub async fn wait(&self) -> Result<()> {
         // One watch over both, since two have no order between them: the count of one latch is not to meet the count-downs
         // of another that was made under its name.
-        let mut view = View::range(self.session.client(), &self.total, prefix_end(&self.downs));
+        let mut view = View::range(self.session.client(), &self.total, prefix_end(&self.downs)).exact();
         let (mut rounds, mut backoff) = (0u32, Backoff::default());
         loop {
             let shown = view.until(&self.session, |view| match view.get(&self.total) {

@@ -7,6 +7,9 @@
 //! together. That is for the direct successor of the first in the line, whose turn needs no other proof. Whoever has
 //! others before it has a watch on each of the two keys, and reads the line, with its own key, when one of them tells
 //! something: it needs no order, and does not hear of what happens to the keys in between.
+//!
+//! Old servers can lose a deletion where a watch is made again (see [`Watcher::resumed`]), that of our own key, too. So after
+//! a broken stream the line is read in any case.
 
 use std::cmp::{max, min};
 
@@ -85,8 +88,9 @@ impl Line {
             }
             let ends = |event: &Event| deletes(event, &predecessor.key, predecessor.create_revision);
             if events.events.iter().any(|event| ends(event) || self.opened(event, &predecessor)) {
-                // Only the watch on both keys knows that our own stood then.
-                let proven = on_one_cursor && !unseen && events.events.iter().any(ends);
+                // Only the watch on both keys knows that our own stood then, and only if it was never made again.
+                let whole = watcher.resumed() == 0;
+                let proven = on_one_cursor && whole && !unseen && events.events.iter().any(ends);
                 if !proven {
                     return look(order, place).await;
                 }

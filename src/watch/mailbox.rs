@@ -52,6 +52,8 @@ struct State {
     refused: bool,
     /// The server has every target now.
     live: bool,
+    /// How often a target was acknowledged again.
+    resumed: u32,
     end: Option<Arc<Error>>,
     waker: Option<Waker>,
 }
@@ -67,6 +69,16 @@ impl Mailbox {
             state.unacknowledged = state.unacknowledged.saturating_sub(1);
             state.created = state.created.max(revision);
         });
+    }
+
+    /// A target was acknowledged again: what comes for it from here on comes after this. Wakes no reader.
+    pub(super) fn resume(&self) {
+        let mut state = self.lock();
+        state.resumed = state.resumed.wrapping_add(1);
+    }
+
+    pub(super) fn resumed(&self) -> u32 {
+        self.lock().resumed
     }
 
     /// Whether the server has every target now. Wakes no reader: one asks when it has heard nothing for long.

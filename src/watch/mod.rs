@@ -273,6 +273,14 @@ impl Watcher {
         self.mailbox.is_live()
     }
 
+    /// How often a target was made again on the server since this began: after a stream that broke, or for a reader that was
+    /// too slow. Each time servers before 3.4.36 and 3.5.18 may have lost the deletions of one revision (etcd#18089): of a key
+    /// of which nothing was told it is not known then whether it stands, until it is read. Events that come after such a time
+    /// find it counted here.
+    pub(crate) fn resumed(&self) -> u32 {
+        self.mailbox.resumed()
+    }
+
     fn poll_events(&mut self, cx: &mut Context<'_>) -> Poll<Result<Events>> {
         let (events, drained) = self.mailbox.poll_events(cx);
         if drained {

@@ -257,8 +257,9 @@ impl Table {
         match row.cursor.created(response.header.as_ref()) {
             Ok(revision) => {
                 row.live = true;
-                if !std::mem::replace(&mut row.acknowledged, true) {
-                    entry.mailbox.acknowledge(revision);
+                match std::mem::replace(&mut row.acknowledged, true) {
+                    false => entry.mailbox.acknowledge(revision),
+                    true => entry.mailbox.resume(),
                 }
                 entry.mailbox.set_live(entry.rows.iter().all(|row| row.live));
             }

@@ -28,6 +28,7 @@ mod house;
 mod keeping;
 mod leases;
 mod locking;
+mod lost_deletions;
 mod opening;
 mod outages;
 mod outcomes;

@@ -278,3 +278,20 @@ fn closing_a_stream_ends_its_watchers() {
     world.put("a");
     assert!(world.hub.take_ready().is_empty());
 }
+
+#[test]
+fn old_servers_lose_the_deletions_of_a_compactions_own_revision() {
+    for loses in [false, true] {
+        let mut world = World { store: Store::losing_deletions(loses), ..World::new() };
+        world.put("a"); // 2
+        world.write(&[("a", None), ("b", Some("v"))]); // 3
+        world.write(&[("b", None)]); // 4
+        world.store.compact(3).unwrap();
+        world.watch(from(3));
+        let missed = world.next().unwrap().events;
+        let told: Vec<_> =
+            missed.iter().map(|event| (event.kv.as_ref().unwrap().mod_revision, event.r#type)).collect();
+        let deletion = (!loses).then_some((3, 1));
+        assert_eq!(told, deletion.into_iter().chain([(3, 0), (4, 1)]).collect::<Vec<_>>());
+    }
+}

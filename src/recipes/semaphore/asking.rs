@@ -175,6 +175,7 @@ impl<'a> Asking<'a> {
             Ok(begun) => begun.map(|_| true)?,
             Err(_) => false,
         };
+        let resumed = watcher.resumed();
         let (older, rank) = self.older(place).await?;
         if rank == Rank::In || !begun {
             return Ok(rank == Rank::In);
@@ -207,6 +208,10 @@ impl<'a> Asking<'a> {
                 return Ok(false);
             }
             enough = all && left.len() + self.permits as usize <= limit as usize;
+            // Where the watch was made again since, the deletion of our own keys may have been lost.
+            if enough && watcher.resumed() != resumed {
+                return Ok(false);
+            }
             if enough {
                 place.proven_at(events.told_up_to());
             }

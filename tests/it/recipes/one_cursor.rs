@@ -124,29 +124,28 @@ async fn after_a_reconnect_the_order_of_the_watches_hands_nothing_on() {
     }
 }
 
-/// After a reconnect a server tells what was missed in several answers, each with the revision that it has by then. A guard
-/// said that it was proven to be held at that revision; up to there its watch had yet to tell what had become of its key.
+/// A member that lagged tells what was missed in several answers, each with the revision that it has by then. A guard said
+/// that it was proven to be held at that revision; up to there its watch had yet to tell what had become of its key.
 #[tokio::test(start_paused = true)]
 async fn a_turn_is_proven_for_the_revision_of_the_release_and_not_for_a_later_one() {
     let fake = FakeEtcd::start();
     let (a, b) = (session(&fake.client()).await, session(&fake.client_for("b")).await);
     let held = Mutex::new(&a, "m").unwrap().lock().await.unwrap();
     let permit = Semaphore::new(&a, "s", 1).unwrap().acquire().await.unwrap();
+    fake.lag("b");
     let waiting = tokio::spawn(async move {
         let (mutex, semaphore) = (Mutex::new(&b, "m").unwrap(), Semaphore::new(&b, "s", 1).unwrap());
         let (guard, permit) = tokio::join!(mutex.lock(), semaphore.acquire());
         [guard.unwrap().header().revision, permit.unwrap().header().revision]
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let down = fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
-    fake.cut_streams("b");
     held.unlock().await.unwrap();
     permit.release().await.unwrap();
     let released = fake.revision();
     for _ in 0..5 {
         fake.client().txn(Txn::new().success(Op::put("other", "x"))).await.unwrap();
     }
-    down.remove();
+    fake.catch_up("b");
     let proven = timeout(SOON, waiting).await.expect("in time").unwrap();
     assert!(proven.iter().all(|proven| *proven <= released), "{proven:?}, released by {released}");
 }
