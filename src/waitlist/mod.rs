@@ -244,12 +244,30 @@ async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes)
     Ok(standings)
 }
 
-/// Gives a key that was found our value, if nobody has written it since.
+/// Gives a key that was found our value, whatever an earlier owner of the lease still writes to it.
 async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
-    let txn = Txn::new()
-        .compare(Compare::mod_revision(found.key.clone()).is(found.mod_revision))
-        .success(Op::put_with_lease(found.key.clone(), value, place.session().lease()));
-    place.session().transact(txn, Repeat::Harmless).await.map(drop)
+    let (key, mut last) = (&found.key, found.mod_revision);
+    let mut rounds = Rounds::new();
+    loop {
+        rounds.again().await;
+        let txn = Txn::new()
+            .compare(Compare::mod_revision(key.clone()).is(last))
+            .success(Op::put_with_lease(key.clone(), value.clone(), place.session().lease()))
+            .failure(Op::get(key.clone()));
+        let reply = place.session().transact(txn, Repeat::Harmless).await?.value;
+        if reply.succeeded {
+            return Ok(());
+        }
+        match reply.first(0).filter(|kv| kv.create_revision == place.fence().token()) {
+            None => return Err(place.fence().why().await.into()),
+            // By an attempt whose answer was lost.
+            Some(kv) if kv.value == value => return Ok(()),
+            Some(kv) if kv.mod_revision <= last => {
+                return Err(unexpected("a compare failed that holds for what was read"));
+            }
+            Some(kv) => last = kv.mod_revision,
+        }
+    }
 }
 
 /// A name that is none would be every other name's prefix.

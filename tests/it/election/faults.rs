@@ -8,6 +8,7 @@ use etcd_concurrency::{Client, Leadership, LostReason, Op, Outcome, Session, Txn
 use tokio::time::timeout;
 
 use super::election;
+use crate::support::requests::is_held;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -192,4 +193,53 @@ async fn a_campaign_that_fails_leaves_no_key() {
     election(&b, "seat").campaign("b").await.unwrap_err();
     fake.until(|fake| fake.snapshot().keys.len() == 1).await;
     assert!(leads.is_valid() && b.is_valid());
+}
+
+/// A process was started again, adopted its lease, and campaigned with its new address. While the campaign gave the new
+/// value to the key that it had found, a proclamation of the process before arrived late. The campaign was told to have
+/// succeeded, and all who observed it were sent to the old address.
+#[tokio::test(start_paused = true)]
+async fn a_campaign_that_finds_its_key_leads_with_its_own_value() {
+    let fake = FakeEtcd::start();
+    let before = session(&fake.client_for("before")).await;
+    let left = election(&before, "seat").campaign("old").await.unwrap();
+    let (key, token, lease) = (left.key().clone(), left.token(), before.orphan());
+    let after = Session::builder(&fake.client_for("after")).lease(lease).open().await.unwrap();
+    let on_its_way = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).client("after").matching(puts("new")).nth(2), Do::hold(&on_its_way));
+    let campaigning = tokio::spawn({
+        let election = election(&after, "seat");
+        async move { election.campaign("new").await }
+    });
+    is_held(&on_its_way).await;
+    let late = Op::put_with_lease(key, "late", lease);
+    fake.client_for("before").txn(Txn::new().success(late)).await.unwrap();
+    on_its_way.release();
+    let leadership = timeout(S(5), campaigning).await.expect("in time").unwrap().unwrap();
+    assert_eq!((value(&fake).as_deref(), leadership.token()), (Some("new"), token));
+    leadership.proclaim("newer").await.unwrap();
+    assert_eq!(value(&fake).as_deref(), Some("newer"));
+}
+
+/// The same where the key was deleted in the meantime, and put again by the process before: it is no key of the campaign's.
+#[tokio::test(start_paused = true)]
+async fn a_campaign_whose_key_is_deleted_as_it_is_given_its_value_has_lost() {
+    let fake = FakeEtcd::start();
+    let before = session(&fake.client_for("before")).await;
+    let left = election(&before, "seat").campaign("old").await.unwrap();
+    let (key, lease) = (left.key().clone(), before.orphan());
+    let after = Session::builder(&fake.client_for("after")).lease(lease).open().await.unwrap();
+    let on_its_way = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).client("after").matching(puts("new")).nth(2), Do::hold(&on_its_way));
+    let campaigning = tokio::spawn({
+        let election = election(&after, "seat");
+        async move { election.campaign("new").await }
+    });
+    is_held(&on_its_way).await;
+    let operator = fake.client_for("operator");
+    operator.txn(Txn::new().success(Op::delete(key.clone()))).await.unwrap();
+    operator.txn(Txn::new().success(Op::put_with_lease(key, "late", lease))).await.unwrap();
+    on_its_way.release();
+    let error = timeout(S(5), campaigning).await.expect("in time").unwrap().unwrap_err();
+    assert_eq!(error.lost_reason(), Some(LostReason::KeyDeleted), "{error}");
 }
