@@ -151,7 +151,7 @@ impl View {
                     self.rounds.again().await;
                 }
                 Err(Failed::Read(error))
-                    if (self.lasts || self.was_read) && !self.client.transport().is_final(error.kind()) =>
+                    if (self.lasts || self.was_read) && !is_final(&self.client, error.kind()) =>
                 {
                     tracing::debug!(%error, "a read failed; trying again");
                     self.again = Some(Instant::now() + self.backoff.next());
@@ -168,7 +168,7 @@ impl View {
         mut shows: impl FnMut(&Self) -> Option<T>,
     ) -> Result<T> {
         loop {
-            session.unless_lost(self.changed()).await?;
+            session.lease_handle().learn_of_past(session.unless_lost(self.changed()).await)?;
             if let Some(shown) = shows(self) {
                 // What shows it may have been on its way for longer than the session lasts.
                 session.check()?;
@@ -273,7 +273,7 @@ impl View {
                                     self.look = Some(Instant::now() + LATE);
                                     self.doubt = Some(Doubt { revision, keys, told: self.copy.ages.len() });
                                 }
-                                Err(error) if client.transport().is_final(error.kind()) => return Err(Failed::Read(error)),
+                                Err(error) if is_final(client, error.kind()) => return Err(Failed::Read(error)),
                                 Err(_) => {}
                             }
                         }
@@ -322,6 +322,11 @@ impl View {
 fn is_short(doubt: &mut Option<Doubt>, parts: &[(Bytes, Bytes)], next: Option<i64>) -> bool {
     let passed = doubt.take_if(|doubt| parts.len() == 1 && next > Some(doubt.revision));
     passed.is_some_and(|doubt| doubt.is_short())
+}
+
+/// What no time mends. A cluster that has lost revisions answers no read of those who saw them, until it has as many again.
+fn is_final(client: &Client, kind: &ErrorKind) -> bool {
+    client.transport().is_final(kind) || matches!(kind, ErrorKind::RevisionsLost { .. })
 }
 
 fn watch(parts: &[(Bytes, Bytes)]) -> Watch {

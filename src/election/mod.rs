@@ -274,7 +274,8 @@ impl Election {
 
     async fn read(&self, limit: i64) -> Result<Vec<KeyValue>> {
         let request = by_age(self.list.prefix(), limit);
-        Ok(self.session().client().transport().range(request).await?.kvs)
+        let range = self.session().client().transport().range(request).await;
+        Ok(self.session().lease_handle().learn_of_past(range)?.kvs)
     }
 
     fn is_candidate(&self, kv: &KeyValue) -> bool {

@@ -7,9 +7,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb::ResponseHeader;
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, Outcome, Session, Txn, Watch};
+use etcd_concurrency::{
+    Barrier, Client, Election, ErrorKind, LostReason, Membership, Mutex, Op, Outcome, Session, Txn, Watch,
+};
 use http_body_util::BodyExt;
 use prost::Message;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tower::{ServiceExt, service_fn};
 
@@ -182,4 +185,60 @@ impl FirstValue for etcd_concurrency::TxnReply {
     fn first_value(&self) -> &[u8] {
         &self.kvs(0).unwrap()[0].value
     }
+}
+
+/// The cluster of a client that only read was restored from a backup that has its session's lease. Each read failed, and
+/// the session went on; those who followed an election or a group read again and again, and were told nothing.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_finds_revisions_lost_ends_the_session() {
+    for read in 0..6 {
+        let two = Two::new(false);
+        let (client, restored) = (two.client(), two.fakes[1].client());
+        let session = session(&client).await;
+        let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
+        restored.lease_client().lease_grant(lease).await.unwrap();
+        let election = Election::new(&session, "election").unwrap();
+        let group = Membership::new(&session, "group").unwrap();
+        let barrier = Barrier::new(&session, "barrier").unwrap();
+        for _ in 0..10 {
+            client.txn(put("new")).await.unwrap();
+        }
+        two.turn(true);
+        let reading = async {
+            match read {
+                0 => election.leader().await.map(drop),
+                1 => election.contenders().await.map(drop),
+                2 => election.observe().next().await.map(drop),
+                3 => group.list().await.map(drop),
+                4 => group.changes().next().await.map(drop),
+                _ => barrier.wait().await,
+            }
+        };
+        let error = timeout(Duration::from_secs(2), reading).await.expect("at once").unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::RevisionsLost), "{read}: {error}");
+        assert!(!session.is_valid(), "{read}");
+    }
+}
+
+/// The same in the midst of what is followed: where the candidates were to be read anew, as the watch had been compacted.
+#[tokio::test(start_paused = true)]
+async fn an_observer_that_finds_revisions_lost_is_told() {
+    let two = Two::new(false);
+    let (client, restored) = (two.client(), two.fakes[1].client());
+    let session = session(&client).await;
+    let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
+    restored.lease_client().lease_grant(lease).await.unwrap();
+    let mut observer = Election::new(&session, "election").unwrap().observe();
+    assert_eq!(observer.next().await.unwrap(), None);
+    for _ in 0..10 {
+        client.txn(put("new")).await.unwrap();
+    }
+    for _ in 0..5 {
+        restored.txn(put("restored")).await.unwrap();
+    }
+    two.fakes[1].compact(two.fakes[1].revision()).unwrap();
+    two.turn(true);
+    two.fakes[0].cut_streams("c");
+    let told = timeout(Duration::from_secs(130), observer.next()).await.expect("by the next look");
+    assert_eq!(told.unwrap_err().lost_reason(), Some(LostReason::RevisionsLost));
 }

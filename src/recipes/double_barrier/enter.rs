@@ -212,7 +212,8 @@ impl DoubleBarrier {
     async fn everyone(&self, max_create_revision: i64) -> Result<Vec<KeyValue>> {
         let all = by_age(&self.waiters, 0);
         let request = pb::RangeRequest { keys_only: true, max_create_revision, ..all };
-        let range = self.session.client().transport().range(request).await?;
+        let range = self.session.client().transport().range(request).await;
+        let range = self.session.lease_handle().learn_of_past(range)?;
         Ok(self.participants(&range))
     }
 

@@ -122,7 +122,8 @@ impl Step for Following {
                 self.gaps = gaps;
                 return Ok(change);
             }
-            let changes = self.session.unless_lost(self.view.changes()).await?;
+            let changes = self.session.unless_lost(self.view.changes()).await;
+            let changes = self.session.lease_handle().learn_of_past(changes)?;
             if !self.told {
                 self.told = true;
                 let all = changes.into_iter().map(|change| match change {

@@ -147,7 +147,8 @@ impl Membership {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list(&self) -> Result<Vec<Peer>> {
-        let range = self.session.client().transport().range(by_age(&self.prefix, 0)).await?;
+        let range = self.session.client().transport().range(by_age(&self.prefix, 0)).await;
+        let range = self.session.lease_handle().learn_of_past(range)?;
         let members = range.kvs.into_iter().filter(|kv| is_member(&self.prefix, &kv.key));
         Ok(members.map(Peer::from).collect())
     }
