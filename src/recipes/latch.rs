@@ -123,7 +123,7 @@ impl CountDownLatch {
             });
             match shown.await?? {
                 true => return Ok(()),
-                false => drop(self.begin().await?),
+                false => drop(self.session.unless_lost(self.begin()).await?),
             }
             if rounds > 0 {
                 sleep(backoff.next()).await;
@@ -191,11 +191,19 @@ impl CountDownLatch {
             }
             let answer = self.session.transact(txn, Repeat::Harmless).await;
             let answer = answer.map_err(|error| unknown_if(ambiguous, error))?;
-            ambiguous |= answer.ambiguous;
+            ambiguous |= answer.ambiguous && !round.open;
             let reply = answer.value;
             // What is counted in the transaction was counted before its put.
             let counted = match reply.succeeded {
-                true if round.open => Some(self.counted(&reply, 0)?),
+                true if round.open => {
+                    let counted = self.counted(&reply, 0)?;
+                    if self.left(counted) > 0 {
+                        // Count-downs were deleted by others: it is shut again, in the same round.
+                        self.is_shut(round.began);
+                        continue;
+                    }
+                    Some(counted)
+                }
                 true => {
                     let before = self.counted(&reply, 0)?;
                     if before >= i64::from(self.count) && !ambiguous {
@@ -311,6 +319,13 @@ impl CountDownLatch {
         let mut known = self.round();
         if known.is_none_or(|known| (known.began, known.open) <= (round.began, round.open)) {
             *known = Some(round);
+        }
+    }
+
+    /// The round that began at this revision, if it is the present one, is not open after all.
+    fn is_shut(&self, began: i64) {
+        if let Some(known) = self.round().as_mut().filter(|known| known.began == began) {
+            known.open = false;
         }
     }
 

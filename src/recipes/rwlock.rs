@@ -188,10 +188,13 @@ impl RwLockWriteGuard {
         // The same value under the same guard: twice is once.
         let open = Op::put_with_lease(fence.key().clone(), SHARED, self.session().lease());
         let txn = Txn::new().compare(fence.is_owner()).success(open);
-        match self.session().transact(txn, Repeat::Harmless).await?.value.succeeded {
-            true => Ok(RwLockReadGuard { owned: self.owned }),
-            false => Err(fence.why().await.into()),
+        let shared = self.session().unless_lost(self.session().transact(txn, Repeat::Harmless)).await?;
+        if !shared.value.succeeded {
+            return Err(fence.why().await.into());
         }
+        // The answer may have been on its way for longer than the session lasts.
+        self.owned.check()?;
+        Ok(RwLockReadGuard { owned: self.owned })
     }
 }
 

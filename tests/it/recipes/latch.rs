@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
-use etcd_concurrency::{CountDownLatch, ErrorKind, LostReason, Op, Outcome, Session, Txn};
+use etcd_concurrency::{Client, CountDownLatch, ErrorKind, LostReason, Op, Outcome, Session, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -355,5 +355,38 @@ async fn a_lagging_member_neither_opens_a_latch_nor_keeps_it_shut() {
         sleep(S(1)).await;
         fake.catch_up("b");
         timeout(S(30), waiting).await.expect("in time").unwrap().unwrap();
+    }
+}
+
+/// One who was to wait had to make the latch first, and was not answered: it learned of its session's end when its request
+/// had timed out.
+#[tokio::test(start_paused = true)]
+async fn one_who_makes_a_latch_waits_no_longer_than_its_session() {
+    let fake = FakeEtcd::start();
+    let client =
+        Client::builder().service(fake.service_for("a")).request_timeout(S(60)).connect().await.unwrap();
+    let session = Session::builder(&client).ttl(S(10)).open().await.unwrap();
+    let asked = fake.fault(On::rpc(Rpc::Txn), Do::vanish());
+    fake.fault(On::response(Rpc::LeaseKeepAlive), Do::vanish());
+    let error = timeout(S(11), latch(&session, "latch", 2).wait()).await.expect("in time").unwrap_err();
+    assert_eq!((error.lost_reason(), asked.hits()), (Some(LostReason::Expired), 1), "{error}");
+}
+
+/// A latch was open, and another client deleted its count-downs by hand, to use it once more. Who had counted down before,
+/// and went on with the same handle, was told that so many were left, and never counted.
+#[tokio::test(start_paused = true)]
+async fn a_latch_that_is_shut_by_hand_is_counted_down_again() {
+    let fake = FakeEtcd::start();
+    let latch = latch(&open(&fake.client_for("a")).await, "latch", 2);
+    for _ in 0..2 {
+        assert_eq!(latch.count_down().await.unwrap(), 1);
+        assert_eq!(latch.count_down().await.unwrap(), 0);
+        // An open one stays as it is.
+        assert_eq!(latch.count_down().await.unwrap(), 0);
+        assert_eq!(fake.snapshot().keys.len(), 3);
+        timeout(S(1), latch.wait()).await.expect("open").unwrap();
+        let by_hand = Txn::new().success(Op::delete_prefix("latch/down/"));
+        fake.client_for("operator").txn(by_hand).await.unwrap();
+        assert_eq!(latch.count().await.unwrap(), 2);
     }
 }

@@ -1,16 +1,20 @@
 //! Readers share, writers exclude, in the order of asking.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::{ErrorKind, LostReason, Op, RwLock, Session, Txn};
+use etcd_concurrency::{Client, ErrorKind, LostReason, Op, RwLock, Session, Txn};
+use tokio::time::{sleep, timeout};
 
 use super::ask;
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::queue::{queue, quiet, revoke, session, until_queue};
-use crate::support::requests::released_unseen;
+use crate::support::requests::{puts, released_unseen};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn lock(session: &Session, name: &str) -> RwLock {
     RwLock::new(session, name).expect("a good name")
@@ -250,5 +254,28 @@ async fn replies_that_are_lost_lose_nothing_else() {
         assert!(fake.snapshot().keys.is_empty());
         once();
         lock.try_read().await.unwrap().unlock().await.unwrap();
+    }
+}
+
+/// A writer let readers in, and slept past its session's end while the answer was on its way: it was given a share of the
+/// lock that it did not hold. And where no answer came, it waited for that past its session's end.
+#[tokio::test(start_paused = true)]
+async fn one_who_downgrades_past_its_sessions_end_holds_nothing() {
+    for answered in [true, false] {
+        let (fake, slept) = (FakeEtcd::start(), Arc::new(AtomicU64::new(0)));
+        let told = slept.clone();
+        let builder = Client::builder().service(fake.service_for("a")).request_timeout(S(60));
+        let builder = builder.suspended_time(move || S(told.load(Ordering::SeqCst)));
+        let session = Session::builder(&builder.connect().await.unwrap()).ttl(S(10)).open().await.unwrap();
+        let writing = lock(&session, "lock").write().await.unwrap();
+        let way = if answered { Do::delay_reply(S(1)) } else { Do::vanish() };
+        let asked = fake.fault(On::rpc(Rpc::Txn).matching(puts), way);
+        let downgrading = tokio::spawn(writing.downgrade());
+        while asked.hits() == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        slept.store(15, Ordering::SeqCst);
+        let error = timeout(S(3), downgrading).await.expect("at once").unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Expired), "{error}");
     }
 }
