@@ -175,10 +175,12 @@ impl Life {
     /// Says what is to be said, until that fails or the member is lost. None while it is away.
     async fn while_here(&mut self) -> Option<Error> {
         let member = self.member.as_ref()?;
+        // One watch of the key for as long as it is here.
+        let mut lost = std::pin::pin!(member.lost());
         loop {
             tokio::select! {
                 biased;
-                reason = member.lost() => return Some(reason.into()),
+                reason = &mut lost => return Some(reason.into()),
                 Ok(()) = self.wanted.changed() => {}
             }
             let metadata = self.wanted.borrow_and_update().clone();

@@ -256,3 +256,22 @@ async fn what_goes_past_a_count_does_not_hide_what_was_lost() {
     let (told, gaps) = follower.told().await;
     assert_eq!((told, gaps), (["+c", "-a", "+last"].map(String::from).to_vec(), 1));
 }
+
+/// A member that stayed for good gave up the watch of its key and began another at each thing that it said: two requests and
+/// an answer on the stream, for each of a thousand members.
+#[tokio::test(start_paused = true)]
+async fn one_who_stays_watches_its_key_once_whatever_it_says() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let group = group(&session, "group");
+    let created = fake.fault(On::rpc(Rpc::Watch), Do::delay(Duration::ZERO));
+    let resident = group.remain("0").await.unwrap();
+    for n in 1..=5 {
+        sleep(S(1)).await;
+        let said = n.to_string();
+        resident.update(said.clone());
+        fake.until(|fake| fake.snapshot().keys[0].value == said).await;
+    }
+    assert_eq!(created.hits(), 1);
+    resident.leave().await.unwrap();
+}
