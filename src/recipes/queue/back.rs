@@ -1,22 +1,18 @@
-//! Giving items back that no caller was given, and putting those again that went with their session.
+//! Giving items back that no caller was given, and finding out which of them went with their session.
 //!
 //! An item that was taken for good is bound to the session's lease, and only a put frees it of that. Where none is to be had
 //! before the lease ends, since the database is full or the server away, the item goes with the lease, and is put
-//! again from here. **Once:** the key's events tell whether the item was given back by an attempt without an answer, or
-//! taken by another, or went with the lease; and the put is made together with a slip of a lease of its own, so that no
-//! attempt is applied after another, nor after that lease was revoked.
+//! again. **Once:** the key's events tell whether the item was given back by an attempt without an answer, or
+//! taken by another, or went with the lease; [`save`](super::save) puts those that did.
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 use super::core::Item;
 use super::fate::{Fate, fate, read_at};
 use super::settle::{Settler, take_back, write_again};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
-use crate::ids;
-use crate::key::unique_key;
 use crate::session::cleanup::Debt;
 use crate::transport::retry::{Backoff, Repeat, is_of_rights};
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -133,54 +129,6 @@ impl Settler {
         Ok(false)
     }
 
-    /// Puts an item again, at the end of the queue: once, however often that is sent.
-    async fn save(&self, item: &Item, tries: &mut Tries) -> Result<()> {
-        loop {
-            let id = self.grant(tries).await?;
-            let (key, slip) = (self.keys.item(&item.place), unique_key(&self.keys.senders, id));
-            let txn = Txn::new()
-                .compare(Compare::missing(slip.clone()))
-                .compare(Compare::missing(key.clone()))
-                .success(Op::put(key, item.kv.value.clone()))
-                .success(Op::put_with_lease(slip, Bytes::new(), id));
-            tries.in_doubt = false;
-            let sent = self.until(&txn, Repeat::Harmless, tries).await;
-            if let Err(error) = self.client().transport().lease_revoke(id).await {
-                tracing::debug!(%error, "a lease that saved an item is left to its TTL");
-            }
-            match sent {
-                // Else an attempt before this one put it.
-                Ok(_) => return Ok(()),
-                // It took too long, and none was applied.
-                Err(error)
-                    if *error.kind() == ErrorKind::LeaseNotFound
-                        && error.outcome() == Outcome::NotApplied => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// A lease that fences one put off. It is not renewed.
-    async fn grant(&self, tries: &mut Tries) -> Result<i64> {
-        let ttl = i64::try_from(LONGEST.as_secs()).unwrap_or(i64::MAX);
-        loop {
-            let id = ids::lease();
-            match self.client().transport().lease_grant(id, ttl).await {
-                Ok(answer) if answer.value.id == id => {
-                    tries.answered();
-                    return Ok(id);
-                }
-                Ok(_) => {
-                    let error = Error::protocol("another lease was granted", Outcome::Unknown);
-                    self.again(tries, error).await?;
-                }
-                // One of an attempt before, or of another process: nothing can tell. It is not used.
-                Err(error) if *error.kind() == ErrorKind::LeaseExists => sleep(tries.backoff.next()).await,
-                Err(error) => self.again(tries, error).await?,
-            }
-        }
-    }
-
     /// Waits for the next attempt; gives the error back where there is to be none.
     pub(super) async fn again(&self, tries: &mut Tries, error: Error) -> Result<()> {
         tries.in_doubt |= error.outcome() == Outcome::Unknown;
@@ -259,6 +207,11 @@ impl Tries {
     /// Something is lost where it does not succeed.
     pub(super) fn is_precious(&self) -> bool {
         self.debt.is_some()
+    }
+
+    /// Waits a moment: for longer each time.
+    pub(super) async fn pause(&mut self) {
+        sleep(self.backoff.next()).await;
     }
 
     /// A server has answered.

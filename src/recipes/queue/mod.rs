@@ -12,6 +12,7 @@ mod keys;
 mod look;
 mod priority;
 mod read;
+mod save;
 mod send;
 mod settle;
 mod slip;

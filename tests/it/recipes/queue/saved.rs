@@ -188,3 +188,77 @@ async fn a_wrong_word_of_a_leases_life_loses_no_item() {
     assert_eq!(count(&fake, "items"), 0);
     comes_back(&fake, &other).await;
 }
+
+/// A put that is refused since the database is full.
+fn full() -> Do {
+    Do::fail(Status::resource_exhausted("etcdserver: mvcc: database space exceeded"))
+}
+
+/// The item of an unanswered take went with its lease, and its put was refused, as the database was full, for longer than the
+/// lease lasted that fences the put. That lease was found to be gone, though an attempt might have been applied, and so the
+/// item was given up.
+#[tokio::test(start_paused = true)]
+async fn an_item_is_saved_though_its_put_was_refused_for_longer_than_its_lease() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    let refused = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("senders")), full());
+    let grants = fake.fault(On::rpc(Rpc::LeaseGrant).client("a"), Do::default());
+    fake.expire_lease(a.lease());
+    sleep(S(3600)).await;
+    assert!((10..2000).contains(&refused.hits()), "{}", refused.hits());
+    refused.remove();
+    // By then it is tried once in a minute or two.
+    sleep(S(150)).await;
+    comes_back(&fake, &other).await;
+    assert_eq!(grants.hits(), 1, "the lease of the put is renewed");
+    a.close().await.expect("it is saved");
+    taking.await.unwrap();
+}
+
+/// The same where that lease is gone all the same, by an operator's hand say: the key's events tell whether an attempt was
+/// applied, and an item that another consumer has had since does not come again.
+#[tokio::test(start_paused = true)]
+async fn an_item_is_saved_once_though_the_lease_of_its_put_is_gone() {
+    for applied in [false, true] {
+        for consumed in [false, true] {
+            let fake = FakeEtcd::start();
+            let (a, other, taking) = taken(&fake).await;
+            let leases =
+                |fake: &FakeEtcd| fake.snapshot().leases.iter().map(|lease| lease.id).collect::<Vec<_>>();
+            let others = leases(&fake).into_iter().find(|id| *id != a.lease()).unwrap();
+            let on = On::rpc(Rpc::Txn).client("a").matching(puts("senders"));
+            let lost = fake.fault(on, if applied { Do::lose_reply() } else { full() });
+            fake.expire_lease(a.lease());
+            until(&fake, |_| lost.hits() > 0).await;
+            if applied && consumed {
+                assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+                until_clean(&fake).await;
+            }
+            let puts = leases(&fake).into_iter().find(|id| *id != others).expect("that of the put");
+            assert!(fake.revoke_lease(puts));
+            lost.remove();
+            if !applied || !consumed {
+                comes_back(&fake, &other).await;
+            }
+            sleep(S(1200)).await;
+            assert_eq!(count(&fake, "items"), 0, "{applied} {consumed}: {}", fake.snapshot());
+            a.close().await.expect("it is saved");
+            taking.await.unwrap();
+        }
+    }
+}
+
+/// Each lease of a put was gone when it was used: leases were granted, and puts sent, without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_put_whose_lease_is_gone_each_time_pauses() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    let gone = Do::fail(Status::not_found("etcdserver: requested lease not found"));
+    let gone = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("senders")).times(60), gone);
+    fake.expire_lease(a.lease());
+    until(&fake, |_| gone.hits() > 0).await;
+    sleep(S(5)).await;
+    assert!(gone.hits() < 40, "{}", gone.hits());
+    comes_back(&fake, &other).await;
+    taking.await.unwrap();
+}
