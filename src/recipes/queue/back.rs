@@ -86,9 +86,10 @@ impl Settler {
         }
     }
 
-    /// Where an item went that a take has bound to the lease. An error where that is compacted, and the item may have been
-    /// given back, and taken by another since.
+    /// Where an item went that a take has bound to the lease. An error where it may have gone with that, and what became of it is
+    /// compacted: it may have been given back, and taken by another since.
     async fn went(&self, item: &Item, in_doubt: bool) -> Result<Went> {
+        let mut is_forgotten = false;
         match fate(self.client(), &self.keys, &item.place, item.kv.mod_revision).await? {
             Fate::Unmoved => return Ok(Went::Nowhere),
             Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
@@ -99,19 +100,22 @@ impl Settler {
                 Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
                 Err(error) => return Err(error),
             },
-            Fate::Forgotten if in_doubt => {
-                let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
-                return Err(error.because("what became of an item since it was taken"));
-            }
-            Fate::Forgotten => {}
+            Fate::Forgotten => is_forgotten = true,
         }
-        // By hand as well, where the lease lives.
-        Ok(if self.has_ended().await? { Went::With } else { Went::Elsewhere })
+        // While the lease lives, nothing has gone with it.
+        if !self.has_ended().await? {
+            return Ok(Went::Elsewhere);
+        }
+        if is_forgotten && in_doubt {
+            let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
+            return Err(error.because("what became of an item since it was taken"));
+        }
+        Ok(Went::With)
     }
 
     /// Whether the lease has ended, of which two keys are gone. Asked several times: one that is told to live may be told so by
     /// a member that lags behind, or by a leader that is none any more.
-    async fn has_ended(&self) -> Result<bool> {
+    pub(super) async fn has_ended(&self) -> Result<bool> {
         for look in 0..LOOKS {
             let ended = match self.lease().lost_reason() {
                 None if look >= ASKS => return Ok(false),

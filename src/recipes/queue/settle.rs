@@ -24,6 +24,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::Lease;
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 use crate::pb::mvccpb::event::EventType;
 use crate::session;
 use crate::transport::Answer;
@@ -102,8 +103,10 @@ impl Settler {
                     // It was applied, or another took the item, between the two.
                     sleep(backoff.next()).await;
                 }
-                Ok(End::Gone) if goes_with_session => return self.taken(place, seen, mark, tries).await,
-                Ok(End::Gone | End::Settled) => return Ok(None),
+                Ok(End::Unclaimed(stands)) if goes_with_session => {
+                    return self.taken(place, seen, mark, stands, tries).await;
+                }
+                Ok(End::Unclaimed(_) | End::Settled) => return Ok(None),
             }
         }
         Err(unexpected("a take was not settled: the answers fit no state of the queue"))
@@ -111,19 +114,26 @@ impl Settler {
 
     /// What settles a take, by what there is.
     fn end_of(&self, place: &Bytes, seen: i64, mark: &Bytes, reply: &TxnReply) -> Result<End> {
-        let claimed = reply.found(0)?.first().is_some_and(|kv| kv.value == *mark);
+        let found = reply.found(0)?.first();
+        let claimed = found.is_some_and(|kv| kv.value == *mark);
         let (item, claim) = (self.keys.item(place), self.keys.claim(place));
         let Some(kv) = reply.found(1)?.first() else {
             // The claim alone is left where the item was deleted by hand.
             let unclaim = Txn::new().compare(Compare::value(claim.clone()).is(mark.clone()));
-            return Ok(if claimed { End::Send(unclaim.success(Op::delete(claim))) } else { End::Gone });
+            return Ok(if claimed {
+                End::Send(unclaim.success(Op::delete(claim)))
+            } else {
+                End::Unclaimed(None)
+            });
         };
         let returns = read_returns(reply.found(2)?.first(), kv.create_revision);
         if claimed {
             return Ok(End::GiveBack(Item { place: place.clone(), kv: kv.clone(), returns }));
         }
         if kv.mod_revision != seen {
-            return Ok(End::Settled);
+            // Where a third party deleted the claim, the take has left the item bound to the lease.
+            let is_bound = found.is_none() && kv.lease == self.lease().id();
+            return Ok(if is_bound { End::Unclaimed(Some(returns)) } else { End::Settled });
         }
         let again = pb::PutRequest {
             key: item.clone(),
@@ -136,20 +146,41 @@ impl Settler {
         Ok(End::Send(unmoved.success(again.into()).success(counted)))
     }
 
-    /// The item of a take that was applied and has ended since, as far as the server still tells. None where it was
+    /// The item of a take that was applied, and whose claim is gone since, as far as the server still tells. None where it was
     /// another's.
-    async fn taken(&self, place: &Bytes, seen: i64, mark: &Bytes, tries: &mut Tries) -> Result<Option<Item>> {
+    async fn taken(
+        &self,
+        place: &Bytes,
+        seen: i64,
+        mark: &Bytes,
+        stands: Option<i64>,
+        tries: &mut Tries,
+    ) -> Result<Option<Item>> {
         loop {
-            match self.taken_once(place, seen, mark).await {
+            let told = match self.taken_once(place, seen, mark).await {
+                // While the lease lives, nothing has gone with it.
+                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) && stands.is_none() => {
+                    self.has_ended().await.and_then(|ended| if ended { Err(error) } else { Ok(None) })
+                }
+                told => told,
+            };
+            match told {
+                Ok(taken) => {
+                    return Ok(taken.map(|kv| Item {
+                        place: place.clone(),
+                        kv,
+                        returns: stands.unwrap_or(0),
+                    }));
+                }
                 Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     self.again(tries, error).await?;
                 }
-                told => return told,
+                Err(error) => return Err(error),
             }
         }
     }
 
-    async fn taken_once(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<Item>> {
+    async fn taken_once(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<KeyValue>> {
         let Some(event) = first_event(self.client(), &self.keys.item(place), seen).await? else {
             let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
             return Err(error.because("whether a take was applied"));
@@ -159,8 +190,7 @@ impl Settler {
         };
         // The write that took it put the claim as well.
         let claim = read_at(self.client(), &self.keys.claim(place), kv.mod_revision).await?;
-        let ours = claim.is_some_and(|claim| claim.value == *mark);
-        Ok(ours.then(|| Item { place: place.clone(), kv, returns: 0 }))
+        Ok(claim.is_some_and(|claim| claim.value == *mark).then_some(kv))
     }
 
     /// Sends a transaction until it is answered; where what is refused is refused for good, another instead.
@@ -175,11 +205,17 @@ impl Settler {
         }
     }
 
-    /// The same for what the end of the lease does, too. Where the session is orphaned another may keep the lease alive.
+    /// The same for what the end of the lease does, too. Where the session is orphaned another may keep the lease alive, and
+    /// after its deadline this client, if it adopts the lease again.
     pub(super) async fn while_leased(self, txn: Txn) {
         let lease = self.lease().clone();
         let ended = async {
-            if lease.lost().await == LostReason::Orphaned {
+            let is_kept = match lease.lost().await {
+                LostReason::Orphaned => true,
+                LostReason::Expired => lease.adopted_again().await,
+                _ => false,
+            };
+            if is_kept {
                 std::future::pending::<()>().await;
             }
         };
@@ -225,8 +261,9 @@ enum End {
     GiveBack(Item),
     /// This.
     Send(Txn),
-    /// The item is gone.
-    Gone,
+    /// The item is gone, or stands without a claim as a take has left it: its past tells whether that was this one.
+    /// What is counted of it where it stands.
+    Unclaimed(Option<i64>),
     /// It never will be applied.
     Settled,
 }

@@ -264,3 +264,33 @@ async fn an_acknowledgement_that_deletes_what_was_missing_is_no_success_by_that(
         assert_eq!((error.lost_reason(), error.outcome()), (Some(LostReason::KeyDeleted), told));
     }
 }
+
+/// A take was applied and not answered, and an operator deleted its claim before that was found out: the item stayed bound to the
+/// taker's lease, waited in line all the same, and went when the session ended, though no consumer had had it.
+#[tokio::test(start_paused = true)]
+async fn an_item_of_an_unanswered_take_whose_claim_was_deleted_outlives_the_session() {
+    for second in [false, true] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
+        let on = if second { on.once() } else { on };
+        let unheard = fake.fault(on, Do::lose_reply_by(LoseReply::Hang));
+        let taking = tokio::spawn(async move { taker.dequeue().await });
+        until(&fake, |fake| count(fake, "claims") == 1).await;
+        delete(&fake, &["q/claims/"]).await;
+        if second {
+            // The second attempt is answered when its caller has gone.
+            taking.abort();
+        } else {
+            assert_eq!(taking.await.unwrap().unwrap_err().outcome(), Outcome::Unknown);
+        }
+        sleep(S(30)).await;
+        unheard.remove();
+        a.close().await.unwrap();
+        assert_eq!(count(&fake, "items"), 1, "{second}: {}", fake.snapshot());
+        assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+        until_clean(&fake).await;
+    }
+}

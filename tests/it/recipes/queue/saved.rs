@@ -248,6 +248,35 @@ async fn an_item_is_saved_once_though_the_lease_of_its_put_is_gone() {
     }
 }
 
+/// Another consumer was done with an item, and the server had compacted that, before it was found out what became of an unanswered
+/// give-back, or take, of it. The lease lived, so that the item had not gone with it; and each `close` failed all the same.
+#[tokio::test(start_paused = true)]
+async fn closing_is_ok_after_a_compaction_while_the_lease_lives() {
+    for applied in [true, false] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = || On::rpc(Rpc::Txn).client("a");
+        let take = fake
+            .fault(on().matching(puts("claims")), if applied { Do::delay_reply(S(1)) } else { Do::vanish() });
+        let settling = match applied {
+            true => fake.fault(on().matching(deletes), Do::lose_reply()),
+            false => fake.fault(on().matching(settles), Do::vanish()),
+        };
+        timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+        until(&fake, |_| settling.hits() > 0).await;
+        assert_eq!(text(other.dequeue().await.unwrap()), "item");
+        until_clean(&fake).await;
+        fake.compact(fake.revision()).unwrap();
+        settling.remove();
+        take.remove();
+        sleep(S(30)).await;
+        a.close().await.unwrap_or_else(|error| panic!("{applied}: {error}"));
+        assert_eq!(count(&fake, "items"), 0, "{applied}");
+    }
+}
+
 /// Each lease of a put was gone when it was used: leases were granted, and puts sent, without a pause.
 #[tokio::test(start_paused = true)]
 async fn a_put_whose_lease_is_gone_each_time_pauses() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Hold, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request, response_op::Response};
-use etcd_concurrency::{ErrorKind, LostReason, Outcome, Queue};
+use etcd_concurrency::{ErrorKind, LostReason, Outcome, Queue, Session};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
@@ -271,4 +271,25 @@ async fn a_look_at_a_lying_server_ends() {
     let error = timeout(S(60), queue.peek()).await.expect("it ends").unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
     assert!(asked.load(Ordering::Relaxed) <= 32);
+}
+
+/// A job was dropped, and its claim could not be deleted before the session was lost at its deadline, of whose lease the server had
+/// a while left. The client adopted the lease again, and the claim stayed for as long as that lived: no consumer got the item.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_dropped_goes_back_after_an_adoption() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let lost = Session::builder(&client).ttl(S(60)).margin(S(30)).open().await.unwrap();
+    let taker = queue(&lost, "q");
+    taker.enqueue("item").await.unwrap();
+    let job = taker.take().await.unwrap();
+    fake.partition("a");
+    drop(job);
+    assert_eq!(lost.lost().await, LostReason::Expired);
+    sleep(S(1)).await;
+    fake.heal("a");
+    let adopted = Session::builder(&client).lease(lost.lease()).open().await.unwrap();
+    until(&fake, |fake| count(fake, "claims") == 0).await;
+    assert!(adopted.is_valid() && count(&fake, "items") == 1, "{}", fake.snapshot());
+    assert_eq!(queue(&adopted, "q").take().await.unwrap().deliveries(), 2);
 }
