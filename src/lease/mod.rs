@@ -12,6 +12,7 @@ mod stream;
 mod successor;
 pub(crate) mod suspects;
 pub(crate) mod time;
+mod unsaved;
 
 use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,6 +35,7 @@ use registry::{Carried, Command, Known};
 use state::State;
 pub(crate) use successor::MayRevoke;
 use suspects::Suspects;
+pub(crate) use unsaved::{Debt, Unsaved};
 
 /// What a session knows of its lease.
 ///
@@ -139,6 +141,11 @@ impl Lease {
     /// The work that must end before the lease is revoked, whichever session on it begins that, or revokes it.
     pub(crate) fn urgent(&self) -> &TaskTracker {
         &self.carried.urgent
+    }
+
+    /// What is lost with the lease unless it is saved, of all sessions on it.
+    pub(crate) fn unsaved(&self) -> &Unsaved {
+        &self.carried.unsaved
     }
 
     /// Gives the lease away: its adopter is to find it, so none of the sessions on it revokes it.

@@ -14,6 +14,7 @@ use super::keepalive::KeepAlive;
 use super::local::Locals;
 use super::suspects::Suspects;
 use super::time::Time;
+use super::unsaved::Unsaved;
 use super::{Lease, lock};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::transport::Transport;
@@ -48,6 +49,8 @@ pub(super) struct Carried {
     pub(super) doomed: Doomed,
     /// The work that must end before the lease is revoked, of all sessions that are or were on it.
     pub(super) urgent: TaskTracker,
+    /// What is lost with the lease unless that work saves it.
+    pub(super) unsaved: Unsaved,
     /// How many revokes were sent that may be applied at any time.
     pub(super) revokes: AtomicU32,
     /// How many handles of the lease there have been, and the newest of them that a keep-alive has proven.

@@ -13,10 +13,9 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-pub(crate) use super::unsaved::Debt;
-use super::unsaved::Unsaved;
 use crate::error::Error;
-use crate::lease::Lease;
+pub(crate) use crate::lease::Debt;
+use crate::lease::{Lease, Unsaved};
 
 /// The background tasks of one session.
 #[derive(Clone)]
@@ -41,11 +40,12 @@ impl Cleanup {
         Self { runtime, tasks, urgent, lease: None, from_the_start: false, unsaved: Unsaved::default() }
     }
 
-    /// What must end before the lease is revoked is counted for all sessions on the lease, as any of them revokes it.
+    /// What must end before the lease is revoked, and what is lost with it, is counted for all sessions on the lease, as any of them
+    /// revokes it.
     pub(super) fn of(runtime: Handle, lease: &Arc<Lease>) -> Self {
-        let urgent = lease.urgent().clone();
+        let (urgent, unsaved) = (lease.urgent().clone(), lease.unsaved().clone());
         urgent.close();
-        Self { urgent, lease: Some(lease.clone()), ..Self::new(runtime) }
+        Self { urgent, unsaved, lease: Some(lease.clone()), ..Self::new(runtime) }
     }
 
     /// The same, for work that needs the lease: closing or dropping the session waits for it, for as long as its

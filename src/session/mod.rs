@@ -6,7 +6,6 @@ mod ending;
 pub(crate) mod renew;
 pub(crate) mod settle;
 pub(crate) mod straggler;
-mod unsaved;
 mod work;
 
 use std::fmt;
@@ -180,8 +179,9 @@ impl Session {
     /// # Errors
     /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before.
     ///
-    /// The lease is gone, but an item of a [`Queue`](crate::Queue) is not back in it, which had been taken for a dequeue that
-    /// was dropped or failed, or it is not known yet whether it is: with what keeps it from being put there, such as
+    /// The lease is gone, but an item of a [`Queue`](crate::Queue) is not back in it, which had been taken, through any session of
+    /// this client on the lease, for a dequeue that was dropped or failed, or whose future is kept and not polled; or it is not
+    /// known yet whether it is: with what keeps it from being put there, such as
     /// [`NoSpace`](ErrorKind::NoSpace) while the server's database is full, or [`Timeout`](ErrorKind::Timeout) while the server
     /// has not answered. The client goes on trying in the background, and another call tells how that stands; a
     /// process that ends before takes the item along.

@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
+use super::back::Tries;
 use super::core::{Core, Item};
 use super::ends::{Along, Ends, was_ended};
 use super::settle::Settler;
-use super::take::Take;
 use crate::error::{Error, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
+use crate::session::cleanup::Debt;
 use crate::transport::retry::Repeat;
 use crate::txn::{Op, Txn};
 
@@ -19,7 +20,8 @@ use crate::txn::{Op, Txn};
 #[derive(Debug)]
 pub(super) struct Held {
     hand: Hand,
-    take: Take,
+    /// It goes with the session unless it is saved: it was taken for good, and no caller has it.
+    debt: Option<Debt>,
     /// Somebody was given it.
     delivered: bool,
     /// What is to become of it is decided.
@@ -35,10 +37,11 @@ struct Hand {
 }
 
 impl Held {
-    pub(super) fn new(core: Core, item: Item, take: Take, claimed_at: i64) -> Self {
+    /// With the debt that it is where it was taken for good.
+    pub(super) fn new(core: Core, item: Item, claimed_at: i64, debt: Option<Debt>) -> Self {
         let fence = Fence::new(&core.session, core.keys.claim(&item.place), claimed_at);
         let hand = Hand { core, item, fence };
-        Self { hand, take, delivered: false, settled: AtomicBool::new(false) }
+        Self { hand, debt, delivered: false, settled: AtomicBool::new(false) }
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -47,9 +50,10 @@ impl Held {
 
     /// The value, for good: the item is deleted in the background, by the end of the session at the latest.
     pub(super) fn keep(self) -> Bytes {
-        debug_assert_eq!(self.take, Take::Keep, "what is not bound to the session may be delivered again");
+        debug_assert!(self.debt.is_some(), "what is not bound to the session may be delivered again");
         self.settled.store(true, Ordering::Relaxed);
         self.in_background(self.hand.delete());
+        self.debt.iter().for_each(Debt::saved);
         self.hand.item.kv.value.clone()
     }
 
@@ -103,10 +107,10 @@ impl Held {
     }
 
     /// Gives the item back as if nobody had ever taken it.
-    fn give_back(&self) {
+    fn give_back(&mut self) {
         let (item, ours) = (self.hand.item.clone(), self.hand.fence.is_owner());
         let settler = Settler::new(&self.hand.core);
-        let tries = settler.tries(self.take == Take::Keep);
+        let tries = Tries::of(self.debt.take());
         let giving = async move { settler.give_back(item, ours, tries).await };
         self.hand.core.session.cleanup().before_revoke().spawn(giving);
     }

@@ -51,11 +51,6 @@ impl Settler {
         self.session.lease()
     }
 
-    /// For an item that goes with the lease unless it is saved, where that is one: from here on closing the session tells of it.
-    pub(super) fn tries(&self, goes_with_session: bool) -> Tries {
-        Tries::of(goes_with_session.then(|| self.session.cleanup().debt()))
-    }
-
     /// Settles a take of an item that was seen with this mod_revision: takes it back, or sees to it that it never is applied.
     pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes, mut tries: Tries) {
         match self.settle(&place, seen, &mark, &mut tries).await {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::back::Tries;
 use super::core::{Core, Item, read_returns};
 use super::held::Held;
 use super::job::Job;
@@ -22,6 +23,7 @@ use super::look::Looked;
 use super::settle::{Settler, write_again};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
+use crate::session::cleanup::Debt;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn};
 use crate::watch::second_look;
@@ -39,8 +41,11 @@ pub(super) enum Take {
 enum Taken {
     Held(Held),
     /// Somebody else was faster; this is how the queue looks now.
-    Lost(Looked),
+    Lost(Looked, InDoubt),
 }
+
+/// Whether an earlier attempt may have taken the item for good, which is settled in the background.
+type InDoubt = bool;
 
 impl Core {
     pub(super) async fn dequeue(&self) -> Result<Bytes> {
@@ -62,32 +67,39 @@ impl Core {
     /// Takes the first item, if there is one.
     async fn if_any(&self, take: Take) -> Result<Option<Held>> {
         self.session.check()?;
-        let under_way = AtomicBool::new(false);
+        let in_doubt = AtomicBool::new(false);
         let taking = async {
             let looked = self.look().await?;
-            self.take_first(looked, take, &under_way).await.map(std::result::Result::ok)
+            self.take_first(looked, take, &in_doubt).await.map(std::result::Result::ok)
         };
-        self.unless_lost(taking, &under_way).await
+        self.told(taking, &in_doubt).await
     }
 
     /// Waits for an item, and takes it.
     async fn wait_for(&self, take: Take) -> Result<Held> {
-        let under_way = AtomicBool::new(false);
-        self.unless_lost(self.wait(take, &under_way), &under_way).await
+        let in_doubt = AtomicBool::new(false);
+        self.told(self.wait(take, &in_doubt), &in_doubt).await
     }
 
-    async fn wait(&self, take: Take, under_way: &AtomicBool) -> Result<Held> {
+    /// Ends with the session, and says where an item may have been taken that the caller does not get.
+    async fn told<T>(&self, taking: impl Future<Output = Result<T>>, in_doubt: &AtomicBool) -> Result<T> {
+        let is_unknown = || in_doubt.load(Ordering::Relaxed);
+        let taken = self.unless_lost(taking, in_doubt).await;
+        taken.map_err(|error| if is_unknown() { error.with_outcome(Outcome::Unknown) } else { error })
+    }
+
+    async fn wait(&self, take: Take, in_doubt: &AtomicBool) -> Result<Held> {
         let looked = self.look().await?;
         // Where others wait already, one stands behind them.
         if looked.waiting == 0
-            && let Ok(held) = self.take_first(looked, take, under_way).await?
+            && let Ok(held) = self.take_first(looked, take, in_doubt).await?
         {
             return Ok(held);
         }
         let _place = self.list.enter(Bytes::new()).await?;
         let mut backoff = Backoff::default();
         loop {
-            match self.follow(take, under_way).await {
+            match self.follow(take, in_doubt).await {
                 Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
                 other => return other,
             }
@@ -96,7 +108,7 @@ impl Core {
     }
 
     /// Follows the queue until there is an item that is ours.
-    async fn follow(&self, take: Take, under_way: &AtomicBool) -> Result<Held> {
+    async fn follow(&self, take: Take, in_doubt: &AtomicBool) -> Result<Held> {
         let mut watcher = self.session.client().watch(self.keys.watch());
         // A watch that does not begin tells nothing: then the queue is looked at now and then.
         loop {
@@ -105,14 +117,14 @@ impl Core {
                 break;
             }
             let looked = self.look_lasting().await?;
-            if let Ok(held) = self.take_first(looked, take, under_way).await? {
+            if let Ok(held) = self.take_first(looked, take, in_doubt).await? {
                 return Ok(held);
             }
         }
         let mut looked = self.look_lasting().await?;
         let mut again = Instant::now() + second_look();
         loop {
-            let seen_at = match self.take_first(looked, take, under_way).await? {
+            let seen_at = match self.take_first(looked, take, in_doubt).await? {
                 Ok(held) => return Ok(held),
                 Err(seen_at) => seen_at,
             };
@@ -140,7 +152,7 @@ impl Core {
         &self,
         mut looked: Looked,
         take: Take,
-        under_way: &AtomicBool,
+        in_doubt: &AtomicBool,
     ) -> Result<std::result::Result<Held, i64>> {
         let (mut races, mut backoff) = (0, Backoff::default());
         let mut last: Option<Head> = None;
@@ -157,12 +169,19 @@ impl Core {
                 looked = self.look().await?;
                 continue;
             }
-            let taking = self.session.cleanup().before_revoke().finish(self.clone().claim(head, take));
-            under_way.store(true, Ordering::Relaxed);
+            // Made before the request: closing the session tells of it also where no task polls this meanwhile.
+            let debt = (take == Take::Keep).then(|| self.session.cleanup().debt());
+            let taking = self.session.cleanup().before_revoke().finish(self.clone().claim(head, take, debt));
+            let was_in_doubt = in_doubt.swap(true, Ordering::Relaxed);
             let taken = taking.await;
-            under_way.store(false, Ordering::Relaxed);
+            let is_in_doubt = match &taken {
+                Ok(Taken::Held(_)) => take == Take::Keep,
+                Ok(Taken::Lost(_, in_doubt)) => *in_doubt,
+                Err(error) => error.outcome() == Outcome::Unknown,
+            };
+            in_doubt.store(was_in_doubt || is_in_doubt, Ordering::Relaxed);
             looked = match taken? {
-                Taken::Lost(looked) => self.in_full(looked).await?,
+                Taken::Lost(looked, _) => self.in_full(looked).await?,
                 Taken::Held(held) => {
                     // The answer may have been on its way for longer than the session lasts.
                     held.check()?;
@@ -174,7 +193,7 @@ impl Core {
     }
 
     /// Claims an item that is as it was seen; else looks again, in the same transaction.
-    async fn claim(self, head: Head, take: Take) -> Result<Taken> {
+    async fn claim(self, head: Head, take: Take, debt: Option<Debt>) -> Result<Taken> {
         let (item, claim) = (self.keys.item(&head.place), self.keys.claim(&head.place));
         let lease = self.session.lease();
         let mark = unique_key(b"", lease);
@@ -209,8 +228,9 @@ impl Core {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                if error.outcome() != Outcome::NotApplied {
-                    self.settle(head, mark, take);
+                match error.outcome() {
+                    Outcome::NotApplied => paid(debt),
+                    _ => self.settle(head, mark, debt),
                 }
                 return Err(error);
             }
@@ -231,31 +251,38 @@ impl Core {
                     self.shared.claims.fetch_add(1, Ordering::Relaxed);
                 }
                 let item = Item { place: head.place, kv: kv.clone(), returns };
-                Ok(Taken::Held(Held::new(self, item, take, claimed_at)))
+                Ok(Taken::Held(Held::new(self, item, claimed_at, debt)))
             }
             (None, found) => {
-                // An attempt whose answer was lost may have bound it to the lease, which ended since.
-                if found.is_none() && answer.ambiguous && take == Take::Keep {
-                    self.settle(head, mark, take);
+                // An attempt whose answer was lost may have bound it to the lease, which ended since, or its claim was deleted.
+                let may_be_ours = found.is_none_or(|kv| kv.lease == lease);
+                let in_doubt = may_be_ours && answer.ambiguous && take == Take::Keep;
+                if in_doubt {
+                    self.settle(head, mark, debt);
+                } else {
+                    paid(debt);
                 }
-                Ok(Taken::Lost(self.read_look(&look, &reply, 3)?))
+                Ok(Taken::Lost(self.read_look(&look, &reply, 3)?, in_doubt))
             }
             // Somebody deletes items by hand.
             (Some(_), None) => {
-                self.settle(head, mark, take);
+                self.settle(head, mark, debt);
                 let looked = self.read_look(&look, &reply, 3)?;
-                Ok(Taken::Lost(Looked { head: None, more: Some(look), ..looked }))
+                Ok(Taken::Lost(Looked { head: None, more: Some(look), ..looked }, false))
             }
         }
     }
 
     /// Settles a take of which nobody knows whether it was applied.
-    fn settle(&self, head: Head, mark: Bytes, take: Take) {
-        let settler = Settler::new(self);
-        let tries = settler.tries(take == Take::Keep);
-        let settling = settler.take(head.place, head.mod_revision, mark, tries);
+    fn settle(&self, head: Head, mark: Bytes, debt: Option<Debt>) {
+        let settling = Settler::new(self).take(head.place, head.mod_revision, mark, Tries::of(debt));
         self.session.cleanup().before_revoke().spawn(settling);
     }
+}
+
+/// Nothing is to be saved.
+fn paid(debt: Option<Debt>) {
+    debt.iter().for_each(Debt::saved);
 }
 
 /// So many races are lost without a pause, where many consumers meet.

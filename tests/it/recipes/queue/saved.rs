@@ -248,6 +248,45 @@ async fn an_item_is_saved_once_though_the_lease_of_its_put_is_gone() {
     }
 }
 
+/// The future of a dequeue was kept and not polled any more when its session was closed. The take had been applied, and the item
+/// went with the lease, of which `close` knew nothing: it said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_a_take_that_is_not_polled() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
+    let mut taking = Box::pin(taker.dequeue());
+    tokio::select! {
+        biased;
+        _ = &mut taking => panic!("the answer takes longer"),
+        () = fake.until(|fake| count(fake, "claims") == 1) => {}
+    }
+    let error = a.close().await.expect_err("the item is gone, and no caller has it");
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown));
+    assert_eq!(count(&fake, "items"), 0);
+    drop(taking);
+    comes_back(&fake, &other).await;
+    a.close().await.expect("it is saved");
+}
+
+/// Two sessions were on one lease. One had an item to give back, and could not; the other was closed, and revoked the lease, with
+/// which the item went: it said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_what_another_session_on_the_lease_is_to_save() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    let also = Session::builder(a.client()).lease(a.lease()).open().await.unwrap();
+    alarm(&fake, AlarmAction::Activate).await;
+    assert_eq!(*also.close().await.expect_err("an item is unsaved").kind(), ErrorKind::NoSpace);
+    alarm(&fake, AlarmAction::Deactivate).await;
+    comes_back(&fake, &other).await;
+    also.close().await.expect("it is saved");
+    a.close().await.expect("it is saved");
+    taking.await.unwrap();
+}
+
 /// Another consumer was done with an item, and the server had compacted that, before it was found out what became of an unanswered
 /// give-back, or take, of it. The lease lived, so that the item had not gone with it; and each `close` failed all the same.
 #[tokio::test(start_paused = true)]

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Outcome};
 
-/// What keeps those from being saved that are not yet, of one session.
-#[derive(Clone, Default)]
-pub(super) struct Unsaved(Arc<Mutex<Known>>);
+/// What keeps those from being saved that are not yet, of all sessions on one lease: any of them revokes it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unsaved(Arc<Mutex<Known>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Known {
     next: u64,
     why: BTreeMap<u64, ErrorKind>,
@@ -17,13 +17,14 @@ struct Known {
 
 /// One thing that is to be saved. It counts as unsaved from its making until it is [`saved`](Self::saved), also where it
 /// was given up.
+#[derive(Debug)]
 pub(crate) struct Debt {
     unsaved: Unsaved,
     id: u64,
 }
 
 impl Unsaved {
-    pub(super) fn debt(&self) -> Debt {
+    pub(crate) fn debt(&self) -> Debt {
         let mut known = self.known();
         known.next += 1;
         let id = known.next;
@@ -33,7 +34,7 @@ impl Unsaved {
     }
 
     /// The error that it is that something is unsaved.
-    pub(super) fn error(&self) -> Option<Error> {
+    pub(crate) fn error(&self) -> Option<Error> {
         let why = self.known().why.values().next().cloned()?;
         let error = Error::new(why, Outcome::Unknown);
         Some(error.because("an item that no caller was given is not back in its queue yet"))
