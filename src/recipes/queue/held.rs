@@ -148,10 +148,12 @@ impl Hand {
                 let refused =
                     error.outcome() == Outcome::NotApplied && client.transport().is_final(error.kind());
                 let unclaim = self.unclaim();
+                // To leave the item to others is tried again all the same.
+                let goes_on = !refused || !matches!(ends, Ends::With(_));
                 let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
                 let settling = Settler::new(core).one_of(first, otherwise);
                 core.session.cleanup().before_revoke().spawn(settling);
-                return Err(error);
+                return Err(if goes_on { error.with_outcome(Outcome::Unknown) } else { error });
             }
         };
         let stands = answer.value.found(0)?.iter().any(|kv| kv.create_revision == item.kv.create_revision);

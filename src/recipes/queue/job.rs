@@ -66,9 +66,10 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::Lost`] if the job was lost before: the item was, or will be, delivered again, or is among the dead
     /// letters. With [`Outcome::Unknown`] it was lost while the acknowledgement was under way. A reply that is lost is made up
-    /// for: where the second attempt finds the claim gone, the item's events tell whose doing that was. Any other error means that the
-    /// acknowledgement goes on in the background until it is settled; closing the session waits for that, as long as the
-    /// client's request timeout, and after that the item is delivered again.
+    /// for: where the second attempt finds the claim gone, the item's events tell whose doing that was. Any other error with
+    /// [`Outcome::Unknown`] means that the acknowledgement goes on in the background until it is settled; closing the session
+    /// waits for that, as long as the client's request timeout, and after that the item is delivered again. With
+    /// [`Outcome::NotApplied`] the server refused it for good, and the item is given back.
     ///
     /// # Cancel safety
     /// Dropping the future lets the acknowledgement go on in the background.

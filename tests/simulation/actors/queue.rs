@@ -69,9 +69,8 @@ async fn work(actor: &mut Actor, line: &Line, session: &Session) {
             let done = world.wait("an acknowledgement", &mut actor.rng, Some(session), ack).await;
             let fate = match done {
                 Some(Ok(())) => Fate::Done(None),
-                // Any other error means that it goes on in the background.
-                Some(Err(error)) if error.lost_reason().is_some() => Fate::of(&error),
-                _ => Fate::Unknown,
+                Some(Err(error)) => Fate::of(&error),
+                None => Fate::Unknown,
             };
             world.was_put(&id, fate);
         }

@@ -2,7 +2,7 @@
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::{LostReason, Op, Outcome};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
 use super::{queue, text};
@@ -125,4 +125,38 @@ async fn a_partitioned_worker_knows_before_another_has_its_item() {
     let (job, taken) = timeout(S(120), again).await.unwrap().unwrap();
     assert_eq!(job.unwrap().deliveries(), 2);
     assert!(taken > lost);
+}
+
+/// The server had too many requests for as long as an acknowledgement was waited for. It was told as not applied, and went on in
+/// the background, where it was applied: a worker that had its word for it did the work again.
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_that_goes_on_does_not_say_that_it_was_not_applied() {
+    let busy = tonic::Status::resource_exhausted("etcdserver: too many requests");
+    let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+    for how in ["ack", "ack with a put", "nack", "last nack"] {
+        for (status, goes_on) in [(&busy, true), (&denied, how.ends_with("nack"))] {
+            let fake = FakeEtcd::start();
+            let session = session(&fake.client()).await;
+            let most = if how == "last nack" { 1 } else { 9 };
+            let queue = queue(&session, "q").max_deliveries(most).unwrap();
+            queue.enqueue("item").await.unwrap();
+            let job = queue.take().await.unwrap();
+            let refused = fake.fault(On::rpc(Rpc::Txn).matching(deletes), Do::fail(status.clone()));
+            let error = match how {
+                "ack" => job.ack().await,
+                "ack with a put" => job.ack_with([Op::put("data", "done")]).await,
+                _ => job.nack().await,
+            }
+            .unwrap_err();
+            let told = if goes_on { Outcome::Unknown } else { Outcome::NotApplied };
+            assert_eq!((error.outcome(), error.lost_reason()), (told, None), "{how}, {status}");
+            refused.remove();
+            sleep(S(30)).await;
+            if goes_on && status.code() != tonic::Code::PermissionDenied {
+                assert_eq!(count(&fake, "claims"), 0, "{how}: {}", fake.snapshot());
+                assert_eq!(queue.try_take().await.unwrap().is_some(), how == "nack", "{how}");
+            }
+            assert_eq!(fake.snapshot().get("data").is_some(), goes_on && how == "ack with a put");
+        }
+    }
 }
