@@ -62,7 +62,8 @@ impl Barrier {
     /// Holds the barrier: from here on, all who come wait. It stays held when the session ends.
     ///
     /// Two RPCs: the hold is put with the session's lease first, and then made to last without it. So the server refuses
-    /// a hold that was given up, and arrives after any time, once the session has ended; until then it is watched for.
+    /// a hold that was given up, and arrives after any time, once the session has ended; until then it is watched for. One
+    /// that was given up before the second request is not made to last.
     ///
     /// A hold whose reply was lost is settled by reading it back. Where that cannot be done, the error's outcome is
     /// [`Unknown`](Outcome::Unknown), and the hold is taken back in the background.
@@ -74,10 +75,15 @@ impl Barrier {
     /// client's request timeout.
     ///
     /// # Cancel safety
-    /// A hold whose future is dropped is taken back in the background.
+    /// A hold whose future is dropped is taken back in the background; closing the session waits for that.
     pub async fn hold(&self) -> Result<()> {
         self.session.check()?;
-        let holding = self.session.cleanup().finish(self.clone().put());
+        let holding = async {
+            let (hold, mark) = self.session.cleanup().finish(self.clone().put()).await?;
+            // Never in the background: what is taken back only after it was made to last stays where that fails.
+            hold.stay(mark).await?;
+            Ok(hold)
+        };
         // Under way it may have been put, and seen, before it is taken back.
         let held = tokio::select! {
             biased;
@@ -105,23 +111,32 @@ impl Barrier {
         self.session.cleanup().finish(self.clone().delete()).await
     }
 
-    /// Waits until nobody holds the barrier; returns at once if nobody does.
+    /// Waits until nobody holds the barrier; returns at once if nobody does. Who finds a later hold than the one that it
+    /// waits for goes on, too: the barrier was open in between.
     ///
     /// One RPC, beside a watch of the key; none when it is released. Every one to two minutes one more looks after
     /// releases that old servers lose.
     ///
     /// # Errors
     /// [`ErrorKind::Lost`] as soon as the session is lost. Whatever keeps the server from answering the read until the
-    /// client's request timeout, and refusals of the watch. It never returns early with success.
+    /// client's request timeout, for which it is asked within two minutes where no watch can be opened; and refusals of the
+    /// watch. It never returns early with success.
     ///
     /// # Cancel safety
     /// Safe: it only waits.
     pub async fn wait(&self) -> Result<()> {
         let mut view = View::keys(self.session.client(), [&self.key]);
-        view.until(&self.session, |view| view.oldest().is_none().then_some(())).await
+        let mut first = None;
+        let open = |view: &View| match view.get(&self.key).map(|kv| kv.create_revision) {
+            None => Some(()),
+            // A later hold: the one that was waited for was released, if that was not told.
+            Some(hold) => (*first.get_or_insert(hold) != hold).then_some(()),
+        };
+        view.until(&self.session, open).await
     }
 
-    async fn put(self) -> Result<Hold> {
+    /// Puts the hold with the session's lease. Gives its mark, too.
+    async fn put(self) -> Result<(Hold, Bytes)> {
         let mark = Bytes::from(drawn());
         let put = Txn::new()
             .compare(Compare::missing(self.key.clone()))
@@ -135,9 +150,7 @@ impl Barrier {
             Err(error) if error.outcome() == Outcome::NotApplied => return Err(error),
             Err(error) => self.read_back(mark.clone()).await.ok_or(error)?,
         };
-        let hold = Hold { barrier: self, held_since, kept: false };
-        hold.stay(mark).await?;
-        Ok(hold)
+        Ok((Hold { barrier: self, held_since, kept: false }, mark))
     }
 
     /// Since when there is a hold of this mark, that may have been put. Where there is none, it is looked out for.

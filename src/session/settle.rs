@@ -103,14 +103,15 @@ impl Settler {
         false
     }
 
-    /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session.
+    /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session. Closing the
+    /// session waits for it, for as long as its patience lasts: the process may end then.
     pub(crate) fn settle_for_good<F>(&self, what: &'static str, mut work: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<()>> + Send + 'static,
     {
         let client = self.client().clone();
-        // Not among the session's own tasks: closing it is not to wait for this.
-        drop(client.runtime().clone().spawn(async move {
+        let cleanup = self.cleanup().clone();
+        cleanup.spawn(async move {
             let (mut backoff, mut refused) = (Backoff::default(), Duration::ZERO);
             while let Err(error) = work().await {
                 let mut pause = backoff.next();
@@ -125,7 +126,7 @@ impl Settler {
                 tracing::debug!(%error, what, "not settled yet; trying again");
                 sleep(pause).await;
             }
-        }));
+        });
     }
 
     /// False once the lease's end settles the rest. Where it is lost here by its deadline, that is waited for, or for this

@@ -14,6 +14,7 @@ use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
 use crate::support::queue::{LONG, quiet, session};
+use crate::support::requests::deletes;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -244,6 +245,80 @@ async fn a_hold_of_unknown_fate_outlasts_no_rights_that_are_taken_for_a_while() 
         refused.remove();
         tokio::time::sleep(S(60)).await;
         assert_eq!(fake.snapshot().get("gate").is_none(), gone, "{minutes} minutes");
+    }
+}
+
+/// A hold was given up while the answer to its first request was on its way. It was made to last in the background all the
+/// same, and was to be taken back only then; its process was cut off between the two, and the barrier stayed held without
+/// an owner.
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_was_dropped_is_not_made_to_last() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(5)).open().await.unwrap();
+    let gate = barrier(&session, "gate");
+    let txns = || On::rpc(Rpc::Txn).client("a");
+    fake.fault(txns().matching(writes).once(), Do::delay_reply(S(1)));
+    fake.fault(txns().matching(deletes), Do::vanish());
+    timeout(Duration::from_millis(500), gate.hold()).await.expect_err("the answer takes a second");
+    assert!(fake.snapshot().get("gate").is_some(), "it was put");
+    tokio::time::sleep(S(2)).await;
+    assert!(fake.expire_lease(session.lease()));
+    assert!(fake.snapshot().get("gate").is_none(), "it goes with the lease");
+}
+
+/// A hold was given up while it was made to last, and its session was closed: that was told to be done, the process ended,
+/// and with it the request that was to take the hold back.
+#[tokio::test(start_paused = true)]
+async fn closing_waits_until_a_dropped_hold_is_taken_back() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(30)).open().await.unwrap();
+    let gate = barrier(&session, "gate");
+    let txns = || On::rpc(Rpc::Txn).client("a");
+    fake.fault(txns().matching(writes).nth(2), Do::delay_reply(S(1)));
+    fake.fault(txns().matching(deletes), Do::delay(S(2)));
+    let holding = tokio::spawn(async move { gate.hold().await });
+    fake.until(|fake| fake.snapshot().get("gate").is_some_and(|kv| kv.lease == 0)).await;
+    holding.abort();
+    assert!(holding.await.unwrap_err().is_cancelled());
+    session.close().await.unwrap();
+    assert!(fake.snapshot().get("gate").is_none(), "nothing is left to be done");
+}
+
+/// One waited at a barrier while its watch could not be opened. The barrier was released, and held by another before the
+/// watch went on; what happened in between was compacted. The release that it had waited for was not told to it, and it
+/// went on to wait for the other's.
+#[tokio::test(start_paused = true)]
+async fn one_who_waits_goes_on_after_a_release_that_it_was_not_told_of() {
+    for compacted in [true, false] {
+        let fake = FakeEtcd::start();
+        let (a, b, w) = (
+            session(&fake.client()).await,
+            session(&fake.client()).await,
+            session(&fake.client_for("w")).await,
+        );
+        let (gate, other) = (barrier(&a, "gate"), barrier(&b, "gate"));
+        gate.hold().await.unwrap();
+        let down = fake.fault(On::open(Rpc::Watch).client("w"), Do::fail(tonic::Status::unavailable("down")));
+        if compacted {
+            down.remove();
+        }
+        let waiting = barrier(&w, "gate");
+        let mut waiting = tokio::spawn(async move { waiting.wait().await });
+        // Where no watch begins, it reads within two minutes.
+        timeout(S(150), &mut waiting).await.expect_err("it is held");
+        if compacted {
+            let down =
+                fake.fault(On::open(Rpc::Watch).client("w"), Do::fail(tonic::Status::unavailable("down")));
+            fake.cut_streams("w");
+            gate.release().await.unwrap();
+            other.hold().await.unwrap();
+            fake.compact(fake.revision()).unwrap();
+            down.remove();
+        } else {
+            gate.release().await.unwrap();
+            other.hold().await.unwrap();
+        }
+        timeout(S(150), waiting).await.expect("it was released").unwrap().unwrap();
     }
 }
 
