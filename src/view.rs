@@ -146,7 +146,8 @@ impl View {
                     return Ok(changes);
                 }
                 Err(Failed::Watch(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
-                    (self.watcher, self.read_at) = (None, None);
+                    // When to read without a watch is reckoned anew, from the next one.
+                    (self.watcher, self.read_at, self.look) = (None, None, None);
                     self.pending.clear();
                     self.rounds.again().await;
                 }
@@ -254,7 +255,7 @@ impl View {
                     let passed = events.events.is_empty().then_some(events.revision.saturating_add(1));
                     self.pending.extend(news(events, read_at));
                     let is_torn = self.exact && watcher.resumed() != self.resumed;
-                    if is_torn || is_short(&mut self.doubt, parts, passed) {
+                    if is_torn || is_short(&mut self.doubt, &mut self.look, parts, passed) {
                         return self.read_anew().await;
                     }
                 }
@@ -282,7 +283,7 @@ impl View {
             }
         }
         let next = self.pending.front().map(revision);
-        if is_short(&mut self.doubt, &self.parts, next) {
+        if is_short(&mut self.doubt, &mut self.look, &self.parts, next) {
             return self.read_anew().await;
         }
         let one = self.pending.iter().take_while(|event| Some(revision(event)) == next).count();
@@ -319,9 +320,17 @@ impl View {
 
 /// Whether a count is passed, as what comes next is of this revision, and what was told up to it does not come to it. Each
 /// of several parts passes it by itself: there only time tells.
-fn is_short(doubt: &mut Option<Doubt>, parts: &[(Bytes, Bytes)], next: Option<i64>) -> bool {
+fn is_short(
+    doubt: &mut Option<Doubt>,
+    look: &mut Option<Instant>,
+    parts: &[(Bytes, Bytes)],
+    next: Option<i64>,
+) -> bool {
     let passed = doubt.take_if(|doubt| parts.len() == 1 && next > Some(doubt.revision));
-    passed.is_some_and(|doubt| doubt.is_short())
+    let Some(passed) = passed else { return false };
+    // It was to be looked at soon; the next count has time.
+    *look = Some(Instant::now() + second_look());
+    passed.is_short()
 }
 
 /// What no time mends. A cluster that has lost revisions answers no read of those who saw them, until it has as many again.

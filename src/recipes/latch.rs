@@ -104,7 +104,8 @@ impl CountDownLatch {
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] where the latch was made with another count. [`ErrorKind::Lost`] as soon as the session
-    /// is lost. Whatever keeps the server from answering until the client's request timeout, and refusals of the watch.
+    /// is lost. Whatever keeps the server from answering until the client's request timeout, and refusals of the watch. Where
+    /// no watch can be opened the server is asked without one, within two minutes.
     ///
     /// # Cancel safety
     /// Safe: it only waits.

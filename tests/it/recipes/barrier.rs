@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest};
 use etcd_concurrency::{Barrier, ErrorKind, LostReason, Op, Outcome, Session, Txn};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -320,6 +320,24 @@ async fn one_who_waits_goes_on_after_a_release_that_it_was_not_told_of() {
         }
         timeout(S(150), waiting).await.expect("it was released").unwrap().unwrap();
     }
+}
+
+/// A key that is written all the time was counted every five seconds by each who followed it, not every one to two minutes.
+#[tokio::test(start_paused = true)]
+async fn a_busy_key_is_counted_every_one_to_two_minutes() {
+    let fake = FakeEtcd::start();
+    let (a, w) = (session(&fake.client()).await, session(&fake.client_for("w")).await);
+    barrier(&a, "gate").hold().await.unwrap();
+    let counts = On::rpc(Rpc::Range).client("w").matching(|range: &RangeRequest| range.count_only);
+    let counts = fake.fault(counts, Do::delay(Duration::ZERO));
+    let waiting = barrier(&w, "gate");
+    let waiting = tokio::spawn(async move { waiting.wait().await });
+    for _ in 0..1200 {
+        fake.client().txn(Txn::new().success(Op::put("gate", "again"))).await.unwrap();
+        tokio::time::sleep(S(1)).await;
+    }
+    assert!(!waiting.is_finished(), "it is held");
+    assert!((9..=20).contains(&counts.seen()), "{} in twenty minutes", counts.seen());
 }
 
 /// etcd#22082, for barriers: a release that is repeated, or late, must not release the next hold.

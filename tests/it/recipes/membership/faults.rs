@@ -275,3 +275,27 @@ async fn one_who_stays_watches_its_key_once_whatever_it_says() {
     assert_eq!(created.hits(), 1);
     resident.leave().await.unwrap();
 }
+
+/// One followed a group and did not ask for longer than it goes without counting. Of the one compaction that it met then, two
+/// gaps were told: its watch was taken for one that does not begin, and the group read twice.
+#[tokio::test(start_paused = true)]
+async fn one_compaction_is_one_gap_for_a_slow_reader() {
+    let fake = FakeEtcd::start();
+    let (mine, other) = (session(&fake.client()).await, session(&fake.client_for("f")).await);
+    let mine = group(&mine, "group");
+    let mut changes = group(&other, "group").changes();
+    assert_eq!(told(&mut changes).await, "=");
+    let down = fake.fault(On::open(Rpc::Watch).client("f"), Do::fail(tonic::Status::unavailable("down")));
+    fake.cut_streams("f");
+    let _a = mine.join("a").await.unwrap();
+    for _ in 0..3 {
+        fake.client().txn(Txn::new().success(Op::put("other", ""))).await.unwrap();
+    }
+    fake.compact(fake.revision()).unwrap();
+    down.remove();
+    sleep(S(150)).await;
+    assert_eq!(told(&mut changes).await, "+a");
+    let _b = mine.join("b").await.unwrap();
+    assert_eq!(told(&mut changes).await, "+b");
+    assert_eq!(changes.gaps(), 1);
+}
