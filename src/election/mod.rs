@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::contender;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::txn::by_age;
+use crate::txn::{self, by_age};
 use crate::waitlist::Waitlist;
 pub use leadership::Leadership;
 pub use observe::Observer;
@@ -275,7 +275,9 @@ impl Election {
     async fn read(&self, limit: i64) -> Result<Vec<KeyValue>> {
         let request = by_age(self.list.prefix(), limit);
         let range = self.session().client().transport().range(request).await;
-        Ok(self.session().lease_handle().learn_of_past(range)?.kvs)
+        let range = self.session().lease_handle().learn_of_past(range)?;
+        txn::revision(&range)?;
+        Ok(range.kvs)
     }
 
     fn is_candidate(&self, kv: &KeyValue) -> bool {

@@ -13,7 +13,7 @@ use crate::key::drawn;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, Repeat};
-use crate::txn::{Compare, Op, Txn, TxnReply};
+use crate::txn::{self, Compare, Op, Txn, TxnReply};
 use crate::waitlist::checked;
 use crate::watch::Watch;
 
@@ -132,9 +132,10 @@ impl Counter {
         loop {
             let known = match now {
                 Some(known) => known,
+                // A missing number is this one.
+                None if expected == 0 => self.load().await?,
                 None => match self.read().await? {
                     Some(known) => known,
-                    None if expected == 0 => self.load().await?,
                     None => return Ok(false),
                 },
             };
@@ -155,6 +156,7 @@ impl Counter {
     async fn read(&self) -> Result<Option<Seen>> {
         let request = pb::RangeRequest { key: self.key.clone(), ..Default::default() };
         let range = self.client.transport().range(request).await?;
+        txn::revision(&range)?;
         range.kvs.first().map(Seen::try_from).transpose()
     }
 
@@ -207,7 +209,7 @@ impl Counter {
 
     /// Whether the first write after a revision was this one. If ours was applied, it was the first: its guard says so.
     async fn wrote_after(&self, revision: i64, put: &Bytes) -> Result<bool> {
-        let watch = Watch::key(&self.key).from_revision(revision + 1);
+        let watch = Watch::key(&self.key).from_revision(revision.saturating_add(1));
         let mut watcher = self.client.watch(watch);
         let first = async {
             loop {

@@ -13,7 +13,7 @@ use crate::key::{is_drawn, name_prefix};
 use crate::owned::{Owned, Plan, holder};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::txn::by_age;
+use crate::txn::{self, by_age};
 pub use changes::{MemberChange, MemberChanges};
 pub use resident::Resident;
 
@@ -149,6 +149,7 @@ impl Membership {
     pub async fn list(&self) -> Result<Vec<Peer>> {
         let range = self.session.client().transport().range(by_age(&self.prefix, 0)).await;
         let range = self.session.lease_handle().learn_of_past(range)?;
+        txn::revision(&range)?;
         let members = range.kvs.into_iter().filter(|kv| is_member(&self.prefix, &kv.key));
         Ok(members.map(Peer::from).collect())
     }

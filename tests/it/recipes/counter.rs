@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::{TxnRequest, request_op::Request};
+use etcd_concurrency::pb::etcdserverpb::{RangeResponse, TxnRequest, request_op::Request};
 use etcd_concurrency::{Client, Counter, ErrorKind, Op, Outcome, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -13,6 +13,7 @@ use super::world::{World, explore, patience};
 use crate::drops::{MANY, at_most, take_time};
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
+use crate::support::lies;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -47,6 +48,9 @@ on_every_backend! {
         assert_eq!((two.compare_and_set(5, 6).await.unwrap(), others.unary_total()), (true, 4));
         assert_eq!((one.compare_and_set(5, 7).await.unwrap(), counted.unary_total()), (false, 10));
         assert_eq!((one.get().await.unwrap(), counted.unary_total()), (6, 11));
+        let new = counter(&backend.client_with(counted.clone()), &backend.key("new"));
+        assert!(new.compare_and_set(0, 3).await.unwrap());
+        assert_eq!(counted.unary_total(), 13, "it is made, and set: {counted}");
     }
 
     /// Sixty-four tasks on eight clients: every sum is seen once.
@@ -201,6 +205,20 @@ async fn what_nobody_can_tell_is_unknown() {
     lost.remove();
     assert_eq!(number.add(1).await.unwrap(), 11);
     fake.until(|fake| fake.watchers() == 0).await;
+}
+
+/// A server said of a key that it was written at the last revision there is: the client reckoned with the next one.
+#[tokio::test(start_paused = true)]
+async fn a_counter_believes_in_no_revision_that_a_store_has_not() {
+    let fake = FakeEtcd::start();
+    put(&fake.client(), "n", "5").await;
+    let far = |range: &mut RangeResponse| range.kvs.iter_mut().for_each(|kv| kv.mod_revision = i64::MAX);
+    let number = counter(&lies::of_ranges(&fake, far), "n");
+    for error in [number.get().await.unwrap_err(), number.compare_and_set(5, 6).await.unwrap_err()] {
+        assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
+        assert_eq!(error.outcome(), Outcome::NotApplied, "{error}");
+    }
+    assert_eq!(counter(&fake.client(), "n").get().await.unwrap(), 5);
 }
 
 /// Additions by many, dropped in the middle or not, and everything that goes wrong. Each that was told a sum made it,

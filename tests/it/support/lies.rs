@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb::{
-    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, TxnRequest, TxnResponse,
+    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, RangeResponse, TxnRequest, TxnResponse,
 };
 use etcd_concurrency::{Client, RawService};
 use http::{Request, Response};
@@ -30,6 +30,15 @@ pub(crate) fn client(
         let asked = TxnRequest::decode(asked).expect("a transaction");
         let mut answer = TxnResponse::decode(answer).expect("an answer in one piece");
         lie(&asked, &mut answer);
+        answer.encode_to_vec()
+    })
+}
+
+/// The same, in the answers to reads.
+pub(crate) fn of_ranges(fake: &FakeEtcd, lie: impl Fn(&mut RangeResponse) + Send + Sync + 'static) -> Client {
+    lying(fake, "/Range", move |_, answer| {
+        let mut answer = RangeResponse::decode(answer).expect("an answer in one piece");
+        lie(&mut answer);
         answer.encode_to_vec()
     })
 }

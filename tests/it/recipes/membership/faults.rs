@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::RangeRequest;
-use etcd_concurrency::{ErrorKind, Member, MemberChange, Membership, Op, Session, Txn};
+use etcd_concurrency::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use etcd_concurrency::{Election, ErrorKind, Member, MemberChange, Membership, Op, Session, Txn};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{S, group, said, short, told};
+use crate::support::lies;
 use crate::support::queue::session;
 use crate::support::requests::released_unseen;
 
@@ -298,4 +299,19 @@ async fn one_compaction_is_one_gap_for_a_slow_reader() {
     let _b = mine.join("b").await.unwrap();
     assert_eq!(told(&mut changes).await, "+b");
     assert_eq!(changes.gaps(), 1);
+}
+
+/// As with counters: a list is what a store can have.
+#[tokio::test(start_paused = true)]
+async fn a_list_believes_in_no_revision_that_a_store_has_not() {
+    let fake = FakeEtcd::start();
+    let mine = session(&fake.client()).await;
+    let _member = group(&mine, "group").join("a").await.unwrap();
+    let _leader = Election::new(&mine, "seat").unwrap().campaign("a").await.unwrap();
+    let far = |range: &mut RangeResponse| range.kvs.iter_mut().for_each(|kv| kv.create_revision = i64::MAX);
+    let other = session(&lies::of_ranges(&fake, far)).await;
+    let error = group(&other, "group").list().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
+    let error = Election::new(&other, "seat").unwrap().leader().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
 }
