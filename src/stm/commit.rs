@@ -34,7 +34,8 @@ impl Stm {
     /// Whether an attempt's end needs the server. One that only read a snapshot does not: it is the state of one
     /// revision already. Nor does one that is not to be compared with anything.
     pub(super) fn needs_commit(&self, sets: &Sets) -> bool {
-        let compares_reads = self.isolation == super::Isolation::RepeatableReads && sets.has_read();
+        let compares_reads =
+            self.isolation == super::Isolation::RepeatableReads && !sets.compares().is_empty();
         sets.has_written() || compares_reads || self.fence.is_some()
     }
 
@@ -71,7 +72,8 @@ impl Stm {
                 if let Some(mark) = mark {
                     mark.committed(revision);
                 }
-                if !sets.has_written() && self.isolation.has_snapshot() {
+                // What was compared held at the commit; what was not is known of the read's revision alone.
+                if !sets.has_written() && (self.isolation.has_snapshot() || sets.compares().is_empty()) {
                     revision = sets.revision();
                 }
                 return Ok(Commit::Done { attempt, revision });
@@ -119,7 +121,8 @@ impl Stm {
         let needs_no_compares = self.isolation.has_snapshot() && !sets.has_written();
         let compares = if needs_no_compares { Vec::new() } else { sets.compares() };
         // Where nothing is compared there are no conflicts.
-        let again = if compares.is_empty() { Vec::new() } else { sets.again(&self.prefetch) };
+        let beside = self.fence.as_ref().map_or(0, |fence| fence.keys().len());
+        let again = if compares.is_empty() { Vec::new() } else { sets.again(&self.prefetch, beside) };
         let mut txn = compares.into_iter().fold(Txn::new(), Txn::compare);
         txn = sets.ops().into_iter().fold(txn, Txn::success);
         // Never serializable, even where the attempt's own reads are: a transaction without any write is answered by

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::Isolation;
 use super::sets::{Seen, Sets, Span, Write};
@@ -252,28 +253,41 @@ impl Attempt {
         }
     }
 
-    /// Reads what is not known yet: at most one RPC.
+    /// Reads what is not known yet: at most one RPC; one more where another read brought the snapshot's revision meanwhile.
     pub(super) async fn fetch(&self, spans: Vec<Span>) -> Result<()> {
         let missing = |sets: &mut Sets| (sets.unknown(spans.clone()), sets.pin());
-        let (mut unknown, mut pin) = self.with(missing)?;
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let mut first = None;
-        if self.isolation.has_snapshot() && pin == 0 {
-            first = Some(self.first.lock().await);
-            (unknown, pin) = self.with(missing)?;
-            if pin != 0 {
-                first = None;
+        loop {
+            let (mut unknown, mut pin) = self.with(missing)?;
+            if unknown.is_empty() {
+                return Ok(());
+            }
+            let mut first = None;
+            if self.isolation.has_snapshot() && pin == 0 {
+                // A first read that takes longer is one that is not polled: then this one is the first.
+                let patience = self.transport.limits().request_timeout;
+                first = timeout(patience, self.first.lock()).await.ok();
+                (unknown, pin) = self.with(missing)?;
+                if pin != 0 {
+                    first = None;
+                }
+            }
+            if unknown.is_empty() {
+                return Ok(());
+            }
+            let read = self.read(unknown, pin).await;
+            drop(first);
+            let (read, revision) = read.inspect_err(|error| self.doom(error))?;
+            let is_of_snapshot = self.with(|sets| {
+                let same = sets.pin() == pin;
+                if same {
+                    sets.learn(read, revision);
+                }
+                same
+            })?;
+            if is_of_snapshot {
+                return Ok(());
             }
         }
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let read = self.read(unknown, pin).await;
-        drop(first);
-        let (read, revision) = read.inspect_err(|error| self.doom(error))?;
-        self.with(|sets| sets.learn(read, revision))
     }
 
     async fn key(&self, key: Bytes) -> Result<Seen> {

@@ -142,8 +142,8 @@ pub struct Committed<T> {
     pub value: T,
     /// The revision of the commit. Where nothing was written: of what was read (under
     /// [`ReadCommitted`](Isolation::ReadCommitted), of the newest read; under
-    /// [`RepeatableReads`](Isolation::RepeatableReads), one at which all that was read held); 0 where nothing was read
-    /// either.
+    /// [`RepeatableReads`](Isolation::RepeatableReads), one at which all keys that were read or found held, or of the newest
+    /// read where only empty ranges were read); 0 where nothing was read either.
     pub revision: i64,
     /// Which attempt was committed; the first is 1.
     pub attempts: u32,

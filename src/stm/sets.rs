@@ -247,8 +247,8 @@ impl Sets {
     }
 
     /// What the next attempt is likely to ask for: what this one did, and of what is to be fetched ahead anyway as much as
-    /// makes the transaction not larger than it is, or than servers take.
-    pub(super) fn again(&self, prefetch: &[Bytes]) -> Vec<Span> {
+    /// makes the transaction not larger than it is, or than servers take, with so many other reads beside.
+    pub(super) fn again(&self, prefetch: &[Bytes], beside: usize) -> Vec<Span> {
         let mut spans = self.asked_ranges();
         let asked = self.keys.iter().filter(|(_, seen)| seen.asked).map(|(key, _)| key);
         let mut keys: Vec<&Bytes> = asked.chain(prefetch).collect();
@@ -257,7 +257,8 @@ impl Sets {
         keys.retain(|key| !spans.iter().any(|range| range.holds(key)));
         // What was asked for is compared, too, and so does not count.
         let asked = |key: &Bytes| self.keys.get(key).is_some_and(|seen| seen.asked);
-        let mut room = MOST_AHEAD.saturating_sub(spans.len() + keys.iter().filter(|key| asked(key)).count());
+        let asked_for = spans.len() + keys.iter().filter(|key| asked(key)).count();
+        let mut room = MOST_AHEAD.saturating_sub(asked_for + beside);
         keys.retain(|key| {
             let fits = asked(key) || room > 0;
             room = room.saturating_sub(usize::from(fits && !asked(key)));
@@ -314,7 +315,7 @@ impl Sets {
     }
 }
 
-/// A server takes 128 operations by default, of which a fence and a marker take one each.
+/// A server takes 128 operations by default, of which a marker takes one.
 const MOST_AHEAD: usize = 100;
 
 #[cfg(test)]

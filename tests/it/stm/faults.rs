@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest, request_op::Request};
-use etcd_concurrency::{Client, Error, ErrorKind, LostReason, Mutex, Outcome, Session, Stm, StmTxn};
+use etcd_concurrency::{
+    Client, Error, ErrorKind, Isolation, LostReason, MultiLock, Mutex, Outcome, Session, Stm, StmTxn,
+};
 use tokio::time::{sleep, timeout};
 
 use super::{add, delete, ok, put, value};
@@ -298,5 +300,64 @@ async fn times_without_a_leader_or_a_network_are_survived() {
         };
         assert_eq!(s.marked.run(body).await.unwrap().value, n, "{trouble}");
         assert_eq!(s.value().await, Some(n.to_string()), "{trouble}");
+    }
+}
+
+/// A first read that was begun and is not polled any more kept the other reads of its attempt waiting, without an end.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_is_not_polled_keeps_no_other_waiting() {
+    let s = stage().await;
+    put(&s.other, A, "1").await;
+    s.fake.fault(On::rpc(Rpc::Range).client("default").once(), Do::delay_reply(S(1)));
+    let body = |txn: StmTxn| async move {
+        let mut first = std::pin::pin!(txn.get(A));
+        tokio::select! {
+            biased;
+            read = &mut first => panic!("read without an answer: {read:?}"),
+            () = std::future::ready(()) => {}
+        }
+        let other = timeout(S(60), txn.get("b")).await.expect("it is read in the end")?;
+        assert_eq!(other, None);
+        ok(first.await?.expect("it is there"))
+    };
+    assert_eq!(s.plain.run(body).await.unwrap().value, "1");
+}
+
+/// What is fetched ahead is read again by a commit that fails, and so are the keys of its fence: together they were more than
+/// a server takes.
+#[tokio::test(start_paused = true)]
+async fn what_is_fetched_ahead_leaves_room_for_a_fence_of_many_keys() {
+    let s = stage().await;
+    let names: Vec<String> = (0..40).map(|name| format!("lock/{name}")).collect();
+    let guard = MultiLock::new(&s.session, names).unwrap().lock().await.unwrap();
+    let ahead = (0..120).map(|key| format!("ahead/{key}"));
+    let stm = s.marked.clone().prefetch(ahead).fenced(&guard.fences()[0]);
+    assert_eq!(stm.run(|txn| add(txn, A, 1)).await.unwrap().value, 1);
+}
+
+/// The revision of a commit that had nothing to compare, and wrote nothing, was one at which nothing was read. Where it was
+/// behind no fence, it was a transaction of nothing, which one member answers from its own past.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_compared_nothing_is_of_what_was_read() {
+    let s = stage().await;
+    let guard = Mutex::new(&s.session, LOCK).unwrap().lock().await.unwrap();
+    let txns = s.fake.fault(On::rpc(Rpc::Txn).client("default"), Do::delay(Duration::ZERO));
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableReads] {
+        let (stm, other, fake) = (&s.plain.clone().isolation(isolation), &s.other, &s.fake);
+        let empty = |txn: StmTxn| async move {
+            let read = fake.revision();
+            txn.get_prefix("none/").await?;
+            put(other, "later", "").await;
+            ok(read)
+        };
+        for fenced in [false, true] {
+            let stm = if fenced { stm.clone().fenced(&guard) } else { stm.clone() };
+            let before = txns.seen();
+            let done = stm.run(empty).await.unwrap();
+            assert_eq!(done.revision, done.value, "{isolation:?}, {fenced}");
+            assert_eq!(txns.seen() - before, u64::from(fenced), "{isolation:?}, {fenced}");
+        }
+        let done = stm.clone().fenced(&guard).run(|_| async { ok(()) }).await.unwrap();
+        assert_eq!(done.revision, 0, "nothing was read, {isolation:?}");
     }
 }
