@@ -171,7 +171,8 @@ pub(super) fn size(event: &Event) -> usize {
 
 /// From here on, fragments are not merged any further than a revision needs.
 const ENOUGH_BYTES: usize = 4 << 20;
-/// No transaction's events are as large, by two orders of magnitude.
+/// What a transaction puts is less, by two orders of magnitude; only what the deletion of a range of about a million keys tells
+/// is as much.
 const MOST_BYTES: usize = 256 << 20;
 
 #[cfg(test)]

@@ -256,7 +256,8 @@ impl Watcher {
     /// [`WatchCanceled`](crate::ErrorKind::WatchCanceled) by the server, with its words.
     /// [`NoLeader`](crate::ErrorKind::NoLeader) with [`end_without_leader`](Watch::end_without_leader) only.
     /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) for an empty key or range, or a negative revision.
-    /// [`Protocol`](crate::ErrorKind::Protocol) where the server's answers make no sense.
+    /// [`Protocol`](crate::ErrorKind::Protocol) where the server's answers make no sense, and where the events of one revision
+    /// alone take more than 256 MiB: the deletion of a range of about a million keys, say.
     /// [`Lost`](crate::ErrorKind::Lost) when the client's runtime ended.
     /// What a watch's own answers break the client's stream with, where they have done so five times in a row at one
     /// event and the stream was well without them (one that is too large for a proxy on the way, say).

@@ -156,6 +156,8 @@ impl Table {
     pub(super) fn broke(&mut self, soon: bool, error: &Arc<Error>) {
         // What breaks the stream whenever it comes is what a watch is told first.
         let stuck = |entry: &Entry| entry.rows.iter().any(|row| !row.moved);
+        let moved = self.watchers.iter().filter(|(_, entry)| !stuck(entry));
+        moved.for_each(|(id, _)| self.trials.moved(*id));
         let all = self.watchers.iter().filter(|(_, entry)| stuck(entry)).map(|(id, _)| *id);
         if let Some(culprit) = self.trials.broke(soon, || all.collect()) {
             tracing::warn!(%error, "one watch's answers break every stream: it is ended");

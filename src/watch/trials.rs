@@ -146,6 +146,13 @@ impl Trials {
         }
     }
 
+    /// The watcher came further on this stream: what it broke streams with before, it has passed.
+    pub(super) fn moved(&mut self, watcher: u64) {
+        if let Some(careful) = &mut self.careful {
+            careful.strikes.remove(&watcher);
+        }
+    }
+
     /// The watcher is gone.
     pub(super) fn forget(&mut self, watcher: u64) {
         let Some(careful) = &mut self.careful else { return };

@@ -250,3 +250,38 @@ fn watching_costs_little_memory() {
     assert!(size_of::<Row>() <= 176, "{}", size_of::<Row>());
     assert!(size_of::<Mailbox>() <= 128, "{}", size_of::<Mailbox>());
 }
+
+/// A watch was ended for having broken the stream five times, though each time it had come further. What it is ended for is
+/// one event that breaks every stream.
+#[test]
+fn a_watch_that_moves_on_each_stream_is_not_ended() {
+    let mut bench = Bench::new();
+    bench.watch(Watch::key("k").from_revision(3));
+    let error = Arc::new(Error::protocol("broken", Outcome::NotApplied));
+    for stream in 0..30 {
+        if stream > 0 {
+            bench.table.opened();
+        }
+        // What is asked is answered, until the watch is among it: a probe starts with now.
+        let mut watched = None;
+        for _ in 0..10 {
+            for sent in bench.sent() {
+                let Sent::Create { id, start, .. } = sent else { continue };
+                bench.acknowledge(id, 100);
+                watched = watched.or((start > 0).then_some(id));
+            }
+            if watched.is_some() {
+                break;
+            }
+            bench.table.advance();
+        }
+        let id = watched.expect("it goes onto the stream");
+        // At first it is stuck, and comes under suspicion.
+        if stream > 4 {
+            bench.respond(pb::WatchResponse { events: puts(&[("k", stream)]), ..answer(id, 100) });
+        }
+        bench.table.broke(true, &error);
+        bench.table.closed();
+        assert_eq!(bench.end(0), None, "{stream}");
+    }
+}
