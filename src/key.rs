@@ -19,6 +19,12 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Bytes {
     }
 }
 
+/// The range of all keys that start with `prefix`: where it begins, and its end. A server takes no empty key for a beginning.
+pub(crate) fn prefix_range(prefix: Bytes) -> (Bytes, Bytes) {
+    let end = prefix_end(&prefix);
+    (if prefix.is_empty() { Bytes::from_static(b"\0") } else { prefix }, end)
+}
+
 /// The ranges of all keys that start with `prefix`, but for one of them: before it and after it.
 pub(crate) fn others(prefix: &Bytes, own: &Bytes) -> [(Bytes, Bytes); 2] {
     let after = [own, &b"\0"[..]].concat();

@@ -7,7 +7,7 @@ mod vouched;
 
 use bytes::Bytes;
 
-use crate::key::prefix_end;
+use crate::key::prefix_range;
 use crate::pb::etcdserverpb as pb;
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::request_op::Request;
@@ -132,7 +132,7 @@ impl Compare {
         Self::create_revision(key).greater_than(0)
     }
 
-    /// No key starts with this prefix.
+    /// No key starts with this prefix; there is no key at all, for an empty one.
     pub fn none_with_prefix(prefix: impl Into<Bytes>) -> Self {
         Self::missing(prefix).with_prefix()
     }
@@ -166,7 +166,7 @@ impl Compare {
 impl Compare {
     /// The same of every key that starts with this one. Where there is none, it is compared as one missing key.
     pub(crate) fn with_prefix(mut self) -> Self {
-        self.0.range_end = prefix_end(&self.0.key);
+        (self.0.key, self.0.range_end) = prefix_range(self.0.key);
         self
     }
 }
@@ -280,10 +280,10 @@ impl Op {
         pb::DeleteRangeRequest { key: key.into(), ..Default::default() }.into()
     }
 
-    /// Deletes all keys that start with the prefix.
+    /// Deletes all keys that start with the prefix; all keys for an empty one.
     pub fn delete_prefix(prefix: impl Into<Bytes>) -> Self {
-        let key = prefix.into();
-        pb::DeleteRangeRequest { range_end: prefix_end(&key), key, prev_kv: false }.into()
+        let (key, range_end) = prefix_range(prefix.into());
+        pb::DeleteRangeRequest { key, range_end, prev_kv: false }.into()
     }
 
     /// Reads a key.
@@ -291,10 +291,10 @@ impl Op {
         pb::RangeRequest { key: key.into(), ..Default::default() }.into()
     }
 
-    /// Reads all keys that start with the prefix.
+    /// Reads all keys that start with the prefix; all keys for an empty one.
     pub fn get_prefix(prefix: impl Into<Bytes>) -> Self {
-        let key = prefix.into();
-        pb::RangeRequest { range_end: prefix_end(&key), key, ..Default::default() }.into()
+        let (key, range_end) = prefix_range(prefix.into());
+        pb::RangeRequest { key, range_end, ..Default::default() }.into()
     }
 
     /// A transaction within the transaction. Its compares see the state from before the outer one.

@@ -11,7 +11,7 @@ use super::Isolation;
 use super::sets::{Seen, Sets, Span, Write};
 use crate::error::{Error, ErrorKind, Outcome, Result, quote};
 use crate::fence::Fence;
-use crate::key::prefix_end;
+use crate::key::prefix_range;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::transport::Transport;
@@ -122,9 +122,7 @@ impl StmTxn {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn get_prefix(&self, prefix: impl Into<Bytes>) -> Result<Vec<(Bytes, Bytes)>> {
-        let prefix = prefix.into();
-        let end = prefix_end(&prefix);
-        let start = if prefix.is_empty() { Bytes::from_static(b"\0") } else { prefix };
+        let (start, end) = prefix_range(prefix.into());
         self.get_range(start, end).await
     }
 

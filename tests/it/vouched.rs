@@ -2,7 +2,7 @@
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest, request_op::Request};
-use etcd_concurrency::{Compare, ErrorKind, Mutex, Op, Txn};
+use etcd_concurrency::{Client, Compare, ErrorKind, Mutex, Op, Txn};
 use tonic::Status;
 
 use crate::support::backend::on_every_backend;
@@ -63,5 +63,28 @@ on_every_backend! {
         client.txn(Txn::new().success(Op::delete(guard.key().clone()))).await.unwrap();
         let error = guard.txn().commit().await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Lost(_)), "{error}");
+    }
+}
+
+on_every_backend! {
+    /// Of an empty prefix nothing could be read or compared: etcd was sent a range that begins with an empty key, which it
+    /// refuses.
+    async fn an_empty_prefix_is_every_key(backend: Backend) {
+        let namespaced = Client::builder().service(backend.service()).namespace(backend.key("ns/"));
+        let mut clients = vec![namespaced.connect().await.unwrap()];
+        if backend.is_fake() {
+            clients.push(backend.client());
+        }
+        for client in clients {
+            let every = || Txn::new().compare(Compare::none_with_prefix(""));
+            let none = client.txn(every().success(Op::get_prefix(""))).await.unwrap();
+            assert!(none.succeeded && none.kvs(0).unwrap().is_empty());
+            let put = Txn::new().success(Op::put("a", "")).success(Op::put("\u{10ffff}", ""));
+            client.txn(put).await.unwrap();
+            let some = client.txn(every().failure(Op::get_prefix(""))).await.unwrap();
+            assert!(!some.succeeded && some.kvs(0).unwrap().len() == 2);
+            let gone = client.txn(Txn::new().success(Op::delete_prefix(""))).await.unwrap();
+            assert_eq!(gone.deleted(0), Some(2));
+        }
     }
 }
