@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,8 @@ struct Inner {
     /// Of a guard of several keys, all of them, which stand or fall together; none for a guard of one.
     keys: Option<Arc<[Bytes]>>,
     create_revision: i64,
+    /// The greatest revision at which the key is known to have stood: who waits for its end has no use for what was before.
+    stood_at: AtomicI64,
     /// The key is gone, or another of the guard's; whose doing it was may not be known yet.
     gone: Arc<AtomicBool>,
     /// Why it no longer stands, once that is known.
@@ -111,6 +113,7 @@ impl Fence {
             key,
             keys: None,
             create_revision,
+            stood_at: AtomicI64::new(create_revision),
             gone: Arc::default(),
             fallen: Arc::default(),
             below: AtomicU8::new(0),
@@ -131,6 +134,7 @@ impl Fence {
                 key: key.clone(),
                 keys: Some(all.clone()),
                 create_revision,
+                stood_at: AtomicI64::new(create_revision),
                 gone: gone.clone(),
                 fallen: fallen.clone(),
                 below: AtomicU8::new(0),
@@ -197,6 +201,11 @@ impl Fence {
     /// The fence fell. The first reason given stays.
     pub(crate) fn fall(&self, reason: LostReason) {
         let _ = self.0.fallen.set(reason);
+    }
+
+    /// The server says of this revision that the key stood.
+    pub(crate) fn stood_at(&self, revision: i64) {
+        self.0.stood_at.fetch_max(revision, Ordering::Relaxed);
     }
 
     /// Resolves once the key is gone, or the session is lost: as soon as that is known, without a reason.
@@ -345,6 +354,9 @@ impl FencedTxn<'_> {
         let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await;
         let answer = self.fence.0.lease.learn_of_past(answer)?;
         let reply = TxnReply::try_from(answer.value)?;
+        if reply.succeeded {
+            self.fence.stood_at(reply.header.revision);
+        }
         match reply.succeeded {
             false => {
                 self.fence.fall(LostReason::KeyDeleted);

@@ -1,5 +1,6 @@
 //! How a guard finds out that its key is gone.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -17,18 +18,18 @@ impl Fence {
     ///
     /// It goes on whatever happens to the watch: then the key is read, again and again, and watched from there.
     pub(super) async fn key_deleted(&self) {
-        // What happened since the key was created: nothing can have been missed.
-        let mut from = self.0.create_revision + 1;
         let mut blind = Blind::default();
         loop {
             let start = Instant::now();
+            // What happened since the key is known to have stood: nothing can have been missed.
+            let from = self.0.stood_at.load(Ordering::Relaxed) + 1;
             let Err(error) = self.watch_after(from).await else { return };
             if start.elapsed() >= LASTS {
                 blind = Blind::default();
             }
             blind.pause(&error).await;
             match Box::pin(self.stands()).await {
-                Ok(Some(revision)) => from = revision + 1,
+                Ok(Some(revision)) => self.stood_at(revision),
                 Ok(None) => return,
                 Err(error) => blind.pause(&error).await,
             }

@@ -48,6 +48,7 @@ impl Owned {
     fn new(session: Session, leave: Leave, create_revision: i64, header: pb::ResponseHeader) -> Self {
         leave.owns(create_revision);
         let fences = Fence::each(&session, leave.keys(), create_revision);
+        fences.iter().for_each(|fence| fence.stood_at(header.revision));
         let (writes, leave) = (Writes::new(create_revision), Mutex::new(Some(leave)));
         Self { session, fences, header, writes, leave, handed_out: false }
     }
@@ -83,6 +84,7 @@ impl Owned {
     /// The header's revision is that of a later proof.
     pub(crate) fn proven_at(&mut self, revision: i64) {
         self.header.revision = self.header.revision.max(revision);
+        self.fences.iter().for_each(|fence| fence.stood_at(revision));
     }
 
     /// The error that the loss of a key is, if one is known to be lost.

@@ -54,6 +54,7 @@ impl Writes {
             let reply = answer.value;
             if reply.succeeded {
                 *last = Last { mod_revision: reply.header.revision, version: last.version + 1 };
+                fence.stood_at(reply.header.revision);
                 return Ok(reply.header);
             }
             let outcome = if answer.ambiguous { Outcome::Unknown } else { Outcome::NotApplied };

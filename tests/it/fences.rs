@@ -4,7 +4,7 @@ use std::any::Any;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::PutRequest;
+use etcd_concurrency::pb::etcdserverpb::{PutRequest, WatchRequest, watch_request::RequestUnion};
 use etcd_concurrency::{
     Client, DoubleBarrier, Election, ErrorKind, Fence, LostReason, Membership, MultiLock, Mutex, Op, Outcome,
     Queue, RwLock, Semaphore, Session, Stm, Txn,
@@ -167,4 +167,46 @@ async fn a_guard_whose_stream_cannot_be_opened_again_reads_its_key() {
     let _other = Mutex::new(&other, "lock").unwrap().lock().await.unwrap();
     let told = timeout(Duration::from_secs(130), lost).await.expect("it looks once in one or two minutes");
     assert_eq!(told, LostReason::KeyDeleted);
+}
+
+/// The key of a leader had been put long ago, and its past was compacted. Whoever waited for its loss watched from the put on:
+/// the server refused that, and the key had to be read before it was watched, each time.
+#[tokio::test(start_paused = true)]
+async fn the_past_of_a_key_is_not_asked_for() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = Session::open(&client).await.unwrap();
+    let before = Election::new(&session, "seat").unwrap().campaign("x").await.unwrap();
+    let (key, token) = (before.key().clone(), before.token());
+    client.txn(Txn::new().success(Op::put("other", "0"))).await.unwrap();
+    client.txn(Txn::new().success(Op::put("other", "1"))).await.unwrap();
+    fake.compact(fake.revision()).unwrap();
+    let adopter = Session::builder(&client).lease(session.orphan()).open().await.unwrap();
+    let leadership = Election::new(&adopter, "seat").unwrap().resume(&key, token).await.unwrap();
+    let waits = async |since: i64| {
+        let past = move |request: &WatchRequest| match &request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => (1..=since).contains(&create.start_revision),
+            _ => false,
+        };
+        let reads = fake.fault(On::rpc(Rpc::Range), Do::delay(Duration::ZERO));
+        let past = fake.fault(On::rpc(Rpc::Watch).matching(past), Do::delay(Duration::ZERO));
+        timeout(Duration::from_secs(30), leadership.lost()).await.expect_err("it stands");
+        (past.seen(), reads.seen())
+    };
+    assert_eq!(waits(fake.revision()).await, (0, 0), "it stood when it was taken up");
+    // So it did when a transaction behind its fence was committed.
+    client.txn(Txn::new().success(Op::put("other", "2"))).await.unwrap();
+    leadership.txn().success(Op::put("x", "y")).commit().await.unwrap();
+    fake.compact(fake.revision()).unwrap();
+    assert_eq!(waits(fake.revision()).await, (0, 0));
+    // And when it was read because its past was gone.
+    client.txn(Txn::new().success(Op::put("other", "3"))).await.unwrap();
+    client.txn(Txn::new().success(Op::put("other", "4"))).await.unwrap();
+    let compacted = fake.revision();
+    fake.compact(compacted).unwrap();
+    assert_eq!(waits(compacted).await, (1, 1));
+    assert_eq!(waits(compacted).await, (0, 0));
+    client.txn(Txn::new().success(Op::delete(key))).await.unwrap();
+    assert_eq!(leadership.lost().await, LostReason::KeyDeleted);
+    drop(before);
 }
