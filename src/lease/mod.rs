@@ -151,6 +151,7 @@ impl Lease {
     /// Gives the lease away: its adopter is to find it, so none of the sessions on it revokes it.
     pub(crate) fn give_away(&self) {
         self.given_away.store(true, Ordering::Relaxed);
+        self.carried.given_away.fetch_max(self.number, Ordering::Relaxed);
         // The caller may hold a borrow of the state.
         self.end(LostReason::Orphaned);
     }
@@ -242,6 +243,7 @@ impl Lease {
             }
         });
         if ended {
+            *lock(&self.carried.lost_at) = Some(Instant::now());
             self.ended.cancel();
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));

@@ -1,11 +1,12 @@
 //! The leases of a client: which are kept alive, and how the task that does it is reached.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::clock::LeaseClock;
@@ -53,10 +54,16 @@ pub(super) struct Carried {
     pub(super) unsaved: Unsaved,
     /// How many revokes were sent that may be applied at any time.
     pub(super) revokes: AtomicU32,
-    /// How many handles of the lease there have been, and the newest of them that a keep-alive has proven.
+    /// One of them was answered: the lease is gone.
+    pub(super) revoked: AtomicBool,
+    /// How many handles of the lease there have been, the newest of them that a keep-alive has proven, and the newest that
+    /// was given away; 0 for none.
     pub(super) handles: AtomicU64,
     pub(super) proven: AtomicU64,
-    /// Tells that the lease was adopted again, or is revoked.
+    pub(super) given_away: AtomicU64,
+    /// When the last of them was lost that was.
+    pub(super) lost_at: Mutex<Option<Instant>>,
+    /// Tells that the lease was adopted again, or was revoked.
     pub(super) decided: Notify,
 }
 

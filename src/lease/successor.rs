@@ -7,9 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Lease, SessionState};
+use super::{Lease, SessionState, lock};
 use crate::error::LostReason;
 
 /// Whether a lease may be revoked.
@@ -64,11 +65,14 @@ impl Lease {
         };
         match self.leases.successor_or(self, begin) {
             Some(_) => MayRevoke::NotYet,
-            None => {
-                self.carried.decided.notify_waiters();
-                MayRevoke::Yes
-            }
+            None => MayRevoke::Yes,
         }
+    }
+
+    /// A revoke was answered: the lease is gone.
+    pub(crate) fn was_revoked(&self) {
+        self.carried.revoked.store(true, Ordering::Relaxed);
+        self.carried.decided.notify_waiters();
     }
 
     /// A revoke that was sent was not applied, nor will be.
@@ -76,20 +80,49 @@ impl Lease {
         self.carried.revokes.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits, for a TTL at most, for this client to adopt the lease again after it was lost here. False once it is revoked,
-    /// too.
+    /// Lost here for this reason, the server may have it yet, for this client to adopt it again.
+    pub(crate) fn may_live(&self, lost: Option<LostReason>) -> bool {
+        let may_be_adopted = matches!(lost, Some(LostReason::Expired | LostReason::Closed));
+        may_be_adopted && !self.carried.revoked.load(Ordering::Relaxed)
+    }
+
+    /// Another process may have the lease: it was given away, and this client has not adopted it since.
+    pub(crate) fn is_away(&self) -> bool {
+        let given_away = self.carried.given_away.load(Ordering::Relaxed);
+        given_away > 0 && given_away >= self.carried.proven.load(Ordering::Relaxed)
+    }
+
+    /// A session on this handle has an incarnation of a key. Where there were handles before, it may be a key of theirs, which
+    /// has been taken up.
+    pub(crate) fn owns(&self, key: &Bytes, create_revision: i64) {
+        self.suspects().owned(key, create_revision);
+        if self.number > 1 {
+            self.suspects().taken_up(key, create_revision, self.number);
+        }
+    }
+
+    /// Whether a later handle has taken up this incarnation of a key.
+    pub(crate) fn was_taken_up(&self, key: &Bytes, create_revision: i64) -> bool {
+        self.suspects().is_taken_up(key, create_revision, self.number)
+    }
+
+    /// Waits for this client to adopt the lease again after it was lost here: until a TTL has passed since the last loss. False
+    /// also once it is revoked. A revoke that is under way decides nothing: it may be refused.
     pub(crate) async fn adopted_again(&self) -> bool {
-        let end = Instant::now() + self.ttl();
         loop {
             // Made before the look: no change is missed.
             let decided = self.carried.decided.notified();
             if self.successor().is_some() {
                 return true;
             }
-            let revoked = self.carried.revokes.load(Ordering::Relaxed) > 0;
-            if revoked || timeout_at(end, decided).await.is_err() {
+            let lost_at = (*lock(&self.carried.lost_at)).unwrap_or_else(Instant::now);
+            let end = lost_at + self.ttl();
+            let revoked = self.carried.revoked.load(Ordering::Relaxed);
+            if revoked || Instant::now() >= end {
                 return false;
             }
+            // Where it has passed, there may have been another loss meanwhile.
+            let _ = timeout_at(end, decided).await;
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::pb::mvccpb::KeyValue;
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     groups: Mutex<BTreeMap<Bytes, Arc<Group>>>,
+    /// Which incarnation of a key a session has that adopted the lease, and on which of its handles: it may be a key of a session
+    /// before, which does not know of that. Until the key is deleted.
+    taken_up: Mutex<BTreeMap<Bytes, (i64, u64)>>,
 }
 
 /// A key that may yet be put.
@@ -79,6 +82,27 @@ impl Suspects {
         let Some(group) = groups.get(key) else { return };
         if let Some((suspect, _)) = lock(&group.state).suspects.get_mut(&(key.clone(), None)) {
             suspect.owned = suspect.owned.max(create_revision);
+        }
+    }
+
+    /// An incarnation of a key is had by a session on this handle of the lease.
+    pub(crate) fn taken_up(&self, key: &Bytes, create_revision: i64, handle: u64) {
+        lock(&self.taken_up).insert(key.clone(), (create_revision, handle));
+    }
+
+    /// Whether a session on a later handle than this has an incarnation of a key, or had it and left it to the next.
+    pub(crate) fn is_taken_up(&self, key: &Bytes, create_revision: i64, handle: u64) -> bool {
+        let is_later = |(created, by): &(i64, u64)| *created == create_revision && *by > handle;
+        lock(&self.taken_up).get(key).is_some_and(is_later)
+    }
+
+    /// These incarnations are deleted.
+    pub(crate) fn are_gone(&self, keys: &[(Bytes, i64)]) {
+        let mut taken_up = lock(&self.taken_up);
+        for (key, created) in keys {
+            if taken_up.get(key).is_some_and(|(up_to, _)| up_to <= created) {
+                taken_up.remove(key);
+            }
         }
     }
 
@@ -148,6 +172,11 @@ impl Group {
         let mut state = lock(&self.state);
         state.seen = state.seen.max(revision);
         put.filter_map(|kv| state.suspect(kv, lease, true)).collect()
+    }
+
+    /// All must be read: what is put may not have been told, or could not be deleted.
+    pub(crate) fn look_again(&self) {
+        lock(&self.state).suspects.values_mut().for_each(|(_, unread)| *unread = true);
     }
 
     /// Those that must be read.

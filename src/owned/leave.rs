@@ -49,7 +49,7 @@ impl Leave {
     /// This incarnation of the keys is ours.
     pub(super) fn owns(&self, create_revision: i64) {
         if self.turn.is_some() {
-            self.keys.iter().for_each(|key| self.settler.lease().suspects().owned(key, create_revision));
+            self.keys.iter().for_each(|key| self.settler.lease().owns(key, create_revision));
         }
     }
 
@@ -105,7 +105,10 @@ impl Leave {
             if !self.settler.lease().adopted_again().await {
                 return;
             }
+            let lease = self.settler.lease();
             match self.turn {
+                // Its guard is responsible for it from then on, and leaves it to the next adopter where that session is orphaned.
+                Some(_) if self.keys.iter().any(|key| lease.was_taken_up(key, create_revision)) => {}
                 Some(_) => self.suspect(create_revision - 1, 1, 0),
                 // Its name was drawn: no session takes it up.
                 None => self.spawn(create_revision),

@@ -226,15 +226,16 @@ impl Owned {
     /// Gives the keys up, in the background where they stand: also while others still share this.
     pub(crate) fn let_go(&self) {
         // The session's end takes all keys along, but where another goes on with the lease.
-        let lost = self.session.lease_handle().lost_reason();
-        let may_live = matches!(lost, Some(LostReason::Orphaned | LostReason::Expired));
+        let lease = self.session.lease_handle();
+        let lost = lease.lost_reason();
+        let may_live = lost == Some(LostReason::Orphaned) || lease.may_live(lost);
         // Of several keys that fell for one of them, the others are there yet.
         let some_stand = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
         let stands = some_stand || may_live && !self.handed_out;
         let token = self.fence().token();
-        // What the user was given is another's to take up where the session was orphaned. Where it was only lost here, this
-        // client may adopt the lease, or has, and may take the key up.
-        let may_be_adopted = self.fence().lost_reason() == Some(LostReason::Expired);
+        // What the user was given is another's to take up where the session was orphaned. Where it was only lost here, or closed
+        // and the revoke refused, this client may adopt the lease, or has, and may take the key up.
+        let may_be_adopted = lease.may_live(self.fence().lost_reason());
         match self.give_up() {
             Some((leave, true)) if stands => leave.spawn(token),
             Some((leave, _)) if may_be_adopted => leave.abandon(token),

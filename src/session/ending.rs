@@ -96,7 +96,10 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
                 // One that was lost here has been adopted again meanwhile.
                 MayRevoke::No => break,
             }
-            let Err(error) = client.transport().lease_revoke(id).await else { break };
+            let Err(error) = client.transport().lease_revoke(id).await else {
+                lease.was_revoked();
+                break;
+            };
             tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
             if error.outcome() == Outcome::NotApplied {
                 lease.was_not_revoked();

@@ -76,8 +76,8 @@ impl Settler {
     /// was done.
     ///
     /// It goes on for a session that was orphaned, since another may keep the lease alive: the work must be such that it
-    /// cannot hit what that one does. And for one whose deadline passed, if this client adopts the lease again: the server
-    /// may have had it yet.
+    /// cannot hit what that one does. And for one whose deadline passed, or whose revoke was refused, if this client adopts the
+    /// lease again: the server may have had it yet.
     pub(crate) async fn settle<F>(&self, what: &'static str, mut work: impl FnMut() -> F) -> bool
     where
         F: Future<Output = Result<()>>,
@@ -129,12 +129,15 @@ impl Settler {
         });
     }
 
-    /// False once the lease's end settles the rest. Where it is lost here by its deadline, that is waited for, or for this
-    /// client to adopt it again: nothing is sent meanwhile.
+    /// False once the lease's end settles the rest. Where it is lost here by its deadline, or closed, that is waited for, or for
+    /// this client to adopt it again: nothing is sent meanwhile.
     async fn goes_on(&self) -> bool {
         match self.lease().lost_reason() {
             None | Some(LostReason::Orphaned) => true,
-            Some(LostReason::Expired) => self.lease().adopted_again().await,
+            // Given away by one that had adopted it again, it is as if this one had given it away.
+            Some(LostReason::Expired | LostReason::Closed) => {
+                self.lease().is_away() || self.lease().adopted_again().await
+            }
             Some(_) => false,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::settle::Settler;
 use crate::error::{ErrorKind, LostReason, Outcome, Result};
@@ -19,7 +19,7 @@ use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::watch::{Watch, second_look};
+use crate::watch::{Events, Watch, second_look};
 
 impl Settler {
     /// Takes a key away whenever it is put without an owner in this process, until the lease ends. At the revision `since`
@@ -73,9 +73,11 @@ impl Settler {
             if self.holder().is_some() {
                 return true;
             }
-            if !matches!(self.lease().lost_reason(), None | Some(LostReason::Orphaned | LostReason::Expired))
-            {
-                return false;
+            match self.lease().lost_reason() {
+                None | Some(LostReason::Orphaned | LostReason::Expired) => {}
+                Some(LostReason::Closed) if self.lease().is_away() => {}
+                Some(LostReason::Closed) => return self.lease().adopted_again().await,
+                Some(_) => return false,
             }
             sleep(PAUSE).await;
             if Instant::now() < next_look {
@@ -98,6 +100,8 @@ impl Settler {
             if !matches!(error.kind(), ErrorKind::Compacted { .. }) {
                 tracing::warn!(%error, key = ?group.range, "a key that may come late cannot be watched for now");
                 sleep(second_look()).await;
+                // Where that is refused for good, it is looked for now and then.
+                self.read(group, false).await;
             }
         }
     }
@@ -107,29 +111,56 @@ impl Settler {
         let range = if group.exact { Watch::key(&group.range) } else { Watch::prefix(&group.range) };
         let from = group.unseen();
         let mut watcher = self.client().watch(range.no_delete().progress().from_revision(from));
-        if from == 0 {
-            group.starts_at(watcher.created().await?);
-        }
+        // Where nothing says from when on, it is read once the watch has begun.
+        let (mut begins, mut looks, mut missed) = (from == 0, from != 0, false);
+        let mut patient = true;
+        let mut next_look = Instant::now() + second_look();
         loop {
-            self.read(group).await;
+            if looks {
+                missed |= !self.read(group, patient).await;
+            }
+            (looks, patient) = (!begins, true);
             if self.lease().suspects().retire(group) {
                 return Ok(());
             }
+            let told = async {
+                match begins {
+                    true => watcher.created().await.map(Told::Begun),
+                    false => watcher.next().await.map(Told::Events),
+                }
+            };
             tokio::select! {
                 biased;
-                events = watcher.next() => {
-                    let events = events?;
-                    let put = events.events.iter().filter(|event| event.r#type() == EventType::Put);
-                    let put = put.filter_map(|event| event.kv.as_ref());
-                    self.remove(group, group.told(events.revision, put, self.lease().id())).await;
-                }
+                told = told => match told? {
+                    Told::Begun(revision) => {
+                        group.starts_at(revision);
+                        (begins, looks) = (false, true);
+                    }
+                    Told::Events(events) => {
+                        let put = events.events.iter().filter(|event| event.r#type() == EventType::Put);
+                        let put = put.filter_map(|event| event.kv.as_ref());
+                        let strays = group.told(events.revision, put, self.lease().id());
+                        missed |= !self.remove(group, strays).await;
+                    }
+                },
                 () = group.added() => {}
+                () = sleep_until(next_look) => {
+                    next_look = Instant::now() + second_look();
+                    // A watch that does not begin tells nothing, nor does one whose stream is not opened again. What was refused
+                    // may be allowed by now: operators edit roles.
+                    if missed || !watcher.is_live() {
+                        group.look_again();
+                        (looks, patient, missed) = (true, false, false);
+                    }
+                }
             }
         }
     }
 
-    /// Reads those that may have come before they were suspected.
-    async fn read(&self, group: &Group) {
+    /// Reads those that may have come before they were suspected; again until it is answered, or with no patience once. False
+    /// where that, or deleting what was found, is to be tried again later.
+    async fn read(&self, group: &Group, patient: bool) -> bool {
+        let mut done = true;
         for asked in group.unread().chunks(AT_ONCE) {
             let get = |suspect: &Suspect| -> Op {
                 // What a key holds may be long. It is needed only where the key says too little.
@@ -141,8 +172,9 @@ impl Settler {
             let reply = loop {
                 match self.read_all(txn.clone()).await {
                     Ok(reply) => break Some(reply),
-                    Err(error) if self.client().transport().is_final(error.kind()) => {
-                        tracing::warn!(%error, "a key of unknown fate may stay until the session's end");
+                    Err(error) if !patient || self.client().transport().is_final(error.kind()) => {
+                        tracing::warn!(%error, "a key of unknown fate cannot be read for now, and may stay");
+                        done = false;
                         break None;
                     }
                     Err(error) => {
@@ -153,8 +185,9 @@ impl Settler {
             };
             let found =
                 reply.iter().flat_map(|reply| (0..asked.len()).filter_map(|index| reply.first(index)));
-            self.remove(group, group.read(asked, found, self.lease().id())).await;
+            done &= self.remove(group, group.read(asked, found, self.lease().id())).await;
         }
+        done
     }
 
     async fn read_all(&self, txn: Txn) -> Result<TxnReply> {
@@ -162,12 +195,22 @@ impl Settler {
         TxnReply::try_from(self.lease().learn_of_past(answer)?.value)
     }
 
-    /// Deletes keys that have no owner, each of its incarnation.
-    async fn remove(&self, group: &Group, strays: Vec<(Suspect, i64)>) {
+    /// Whether what came is not another's. Where no session of this client has the lease, a key that is put in turn may be of a
+    /// process that the lease was given to. Where it was only lost here, this client may adopt it again: that is waited for.
+    async fn is_ours(&self, suspect: &Suspect) -> bool {
+        while suspect.turn.is_some() && self.holder().is_none() {
+            if self.lease().is_away() || !self.lease().adopted_again().await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Deletes keys that have no owner, each of its incarnation. False where the server refuses that.
+    async fn remove(&self, group: &Group, strays: Vec<(Suspect, i64)>) -> bool {
+        let mut done = true;
         for (suspect, created) in strays {
-            // It came while another process may have the lease, and may be that one's.
-            let may_be_anothers = || suspect.turn.is_some() && self.holder().is_none();
-            if may_be_anothers() {
+            if !self.is_ours(&suspect).await {
                 group.owned(&suspect, created);
                 continue;
             }
@@ -177,7 +220,7 @@ impl Settler {
                 Some(name) => Some(self.lease().locals().unwanted_turn(name).await),
                 None => None,
             };
-            if may_be_anothers() {
+            if !self.is_ours(&suspect).await {
                 group.owned(&suspect, created);
             }
             if !group.is_stray(&suspect, created) {
@@ -186,10 +229,12 @@ impl Settler {
             tracing::debug!(key = ?suspect.key, "a put that had been given up was applied: its key is deleted");
             let late = [(suspect.key.clone(), created)];
             let delete = || async { self.delete(&late, suspect.turn.is_some()).await.map(drop) };
-            if self.settle("a key that came late", delete).await {
-                group.removed(&suspect, created);
+            match self.settle("a key that came late", delete).await {
+                true => group.removed(&suspect, created),
+                false => done = false,
             }
         }
+        done
     }
 
     /// Deletes each key that still is of its create_revision. Where they are put in turn, who has the turn next does not
@@ -198,7 +243,10 @@ impl Settler {
         let deleting = in_turn.then(|| self.lease().doomed().deleting(keys));
         let answer = self.transact(delete_each(keys), Repeat::Harmless).await;
         match (deleting, &answer) {
-            (Some(deleting), Ok(_)) => deleting.are_gone(),
+            (Some(deleting), Ok(_)) => {
+                deleting.are_gone();
+                self.lease().suspects().are_gone(keys);
+            }
             (Some(deleting), Err(error)) if error.outcome() == Outcome::NotApplied => deleting.are_refused(),
             _ => {}
         }
@@ -237,6 +285,13 @@ pub(crate) fn delete_each(keys: &[(Bytes, i64)]) -> Txn {
         [key] => delete(key),
         keys => keys.iter().fold(Txn::new(), |all, key| all.success(Op::txn(delete(key)))),
     }
+}
+
+/// What a watch tells.
+enum Told {
+    /// From this revision on.
+    Begun(i64),
+    Events(Events),
 }
 
 /// How many keys are read at once: a server takes 128 operations in one transaction by default.

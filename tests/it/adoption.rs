@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
-use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
+use etcd_concurrency::{Client, Election, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
 use crate::support::requests::is_held;
@@ -176,4 +176,96 @@ async fn what_the_adopter_has_taken_up_is_left_alone() {
     let guard = mutex.lock().await.unwrap();
     sleep(S(60)).await;
     guard.unlock().await.unwrap();
+}
+
+/// A key could not be deleted before its session was lost. The revoke of the dropped session was on its way for a second, then
+/// the server refused it: what was to delete the key had ended by then, so it stayed for as long as the adopter lived.
+#[tokio::test(start_paused = true)]
+async fn a_key_given_up_while_a_revoke_is_refused_goes_after_an_adoption() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = open(&client, S(600)).await;
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
+    let down = fake.fault(On::rpc(Rpc::Txn), Do::cut());
+    let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    drop((guard, reading));
+    assert_eq!(session.lost().await, LostReason::Expired);
+    // The deletes that are under way come to their end.
+    sleep(S(30)).await;
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused().after(S(1)));
+    let lease = session.lease();
+    drop(session);
+    sleep(S(5)).await;
+    assert_eq!(refuses.hits(), 1);
+    unheard.remove();
+    down.remove();
+    let adopted = Session::builder(&client).lease(lease).open().await.unwrap();
+    let gone = fake.until(|fake| fake.snapshot().keys.is_empty());
+    assert!(timeout(S(5), gone).await.is_ok(), "{}", fake.snapshot());
+    assert!(adopted.is_valid());
+}
+
+/// A session was closed, and the server refused the revoke. A guard of it was dropped, a release of it could not be made, or a
+/// task had waited for a lock: the key stayed for as long as the one lived that adopted the lease.
+#[tokio::test(start_paused = true)]
+async fn a_guard_dropped_after_a_close_that_was_refused_leaves_no_key_to_the_adopter() {
+    for late in [false, true] {
+        let fake = FakeEtcd::start();
+        let rival = Session::open(&fake.client_for("rival")).await.unwrap();
+        let held = Mutex::new(&rival, "w").unwrap().lock().await.unwrap();
+        let client = fake.client_for("a");
+        let session = Session::open(&client).await.unwrap();
+        let mutex = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+        let writing = RwLock::new(&session, "m").unwrap().write().await.unwrap();
+        let released = Mutex::new(&session, "r").unwrap().lock().await.unwrap();
+        let waiting = tokio::spawn({
+            let mutex = Mutex::new(&session, "w").unwrap();
+            async move { mutex.lock().await.map(drop) }
+        });
+        sleep(S(1)).await;
+        let down = fake.fault(On::rpc(Rpc::Txn).client("a"), Do::cut());
+        let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+        drop(released);
+        session.close().await.unwrap_err();
+        waiting.await.unwrap().unwrap_err();
+        refuses.remove();
+        down.remove();
+        let mut guards = Some((mutex, writing));
+        if !late {
+            guards = None;
+        }
+        let adopter = Session::builder(&client).lease(session.lease()).open().await.unwrap();
+        drop(guards);
+        let lease = adopter.lease();
+        let gone = fake.until(|fake| fake.snapshot().keys.iter().all(|kv| kv.lease != lease));
+        assert!(timeout(S(20), gone).await.is_ok(), "late: {late}; {}", fake.snapshot());
+        assert!(adopter.is_valid() && held.is_valid());
+    }
+}
+
+/// A leader's session was lost, and its lease adopted by the same client, which went on leading. The leadership of before was
+/// dropped then, and its key remembered as one that has no owner: when that session was orphaned for the next adopter, the key
+/// was deleted.
+#[tokio::test(start_paused = true)]
+async fn what_an_adopter_has_taken_up_is_left_to_the_next() {
+    let fake = FakeEtcd::start();
+    let session = open(&fake.client_for("a"), S(60)).await;
+    let client = session.client().clone();
+    let before = Election::new(&session, "seat").unwrap().campaign("x").await.unwrap();
+    let (key, token) = (before.key().clone(), before.token());
+    loses(&fake, &session).await;
+    let second = Session::builder(&client).lease(session.lease()).open().await.unwrap();
+    let kept = Election::new(&second, "seat").unwrap().resume(&key, token).await.unwrap();
+    drop(before);
+    sleep(S(1)).await;
+    assert!(kept.is_valid());
+    let third = Session::builder(&client).lease(second.orphan()).open().await.unwrap();
+    sleep(S(60)).await;
+    let leadership = Election::new(&third, "seat").unwrap().resume(&key, token).await.expect("it stands");
+    drop(kept);
+    sleep(S(60)).await;
+    leadership.proclaim("y").await.unwrap();
+    leadership.resign().await.unwrap();
+    assert!(fake.snapshot().keys.is_empty());
 }

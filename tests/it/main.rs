@@ -28,6 +28,7 @@ mod house;
 mod keeping;
 mod leases;
 mod locking;
+mod look_outs;
 mod lost_deletions;
 mod opening;
 mod outages;

@@ -277,8 +277,9 @@ async fn a_release_that_is_refused_for_good_keeps_no_session() {
     let refused = fake.fault(On::rpc(Rpc::Txn).matching(deletes), Do::fail(refused));
     drop(guard);
     sleep(S(600)).await;
-    // By the release, and by what looks out for a key that has no owner.
-    assert_eq!(refused.hits(), 2, "what is refused for good is not repeated");
+    // By the release, by what looks out for a key that has no owner, and by that again every minute or two: rights that are
+    // edited are refused for a moment, and a key that stays keeps all others waiting for as long as the session lives.
+    assert!((2..=12).contains(&refused.hits()), "{}: what is refused is repeated seldom", refused.hits());
     drop(session);
     timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked");
     // Both at once.

@@ -1,0 +1,168 @@
+//! Looking out for keys that come late, while streams cannot be opened, rights are refused, and sessions end.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::{LostReason, Mutex, RwLock, Session};
+use tokio::time::{sleep, timeout};
+
+use crate::support::requests::{deletes, puts};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// The keys that hang on leases.
+fn leased(fake: &FakeEtcd) -> usize {
+    fake.snapshot().keys.iter().filter(|kv| kv.lease != 0).count()
+}
+
+/// A lock is taken and released, whose first request stays on the way.
+async fn straggler(fake: &FakeEtcd, session: &Session, drawn: bool) -> Hold {
+    let hold = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::hold(&hold));
+    match drawn {
+        true => RwLock::new(session, "a").unwrap().write().await.unwrap().unlock().await.unwrap(),
+        false => Mutex::new(session, "a").unwrap().lock().await.unwrap().unlock().await.unwrap(),
+    }
+    assert_eq!((hold.held(), leased(fake)), (1, 0));
+    hold
+}
+
+fn reads(txn: &TxnRequest) -> bool {
+    txn.compare.is_empty() && !puts(txn) && !deletes(txn)
+}
+
+fn denied() -> Do {
+    Do::fail(tonic::Status::permission_denied("etcdserver: permission denied"))
+}
+
+/// A request for a lock was applied after its session was lost and before the same client adopted the lease. The key was taken
+/// for another client's, and stayed for as long as the adopter lived.
+#[tokio::test(start_paused = true)]
+async fn what_comes_late_between_a_loss_and_an_adoption_goes() {
+    for drawn in [false, true] {
+        let fake = FakeEtcd::start();
+        let client = fake.client();
+        let builder = Session::builder(&client).ttl(S(600)).margin(S(300));
+        let session = builder.clone().open().await.unwrap();
+        let hold = straggler(&fake, &session, drawn).await;
+        let silent = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+        assert_eq!(session.lost().await, LostReason::Expired);
+        let before = fake.revision();
+        hold.release();
+        fake.until(|fake| fake.revision() > before).await;
+        sleep(S(30)).await;
+        silent.remove();
+        let adopter = builder.lease(session.lease()).open().await.unwrap();
+        timeout(S(5), fake.until(|fake| leased(fake) == 0)).await.expect("taken away");
+        assert!(adopter.is_valid());
+        Mutex::new(&adopter, "a").unwrap().try_lock().await.unwrap().unlock().await.unwrap();
+    }
+}
+
+/// The stream of watches could not be opened, through a proxy that does not let it pass, say. A key that came late was never
+/// told of, and stayed for as long as the session lived.
+#[tokio::test(start_paused = true)]
+async fn a_late_key_goes_while_no_watch_can_be_opened() {
+    for drawn in [false, true] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        fake.fault(On::open(Rpc::Watch), Do::cut());
+        let hold = straggler(&fake, &session, drawn).await;
+        sleep(S(600)).await;
+        let before = fake.revision();
+        hold.release();
+        timeout(S(150), fake.until(|fake| fake.revision() > before && leased(fake) == 0))
+            .await
+            .expect("taken away");
+        assert!(session.is_valid());
+    }
+}
+
+/// The same where the stream is lost later, and where the revision is not known from which on there is to be watched.
+#[tokio::test(start_paused = true)]
+async fn a_key_without_an_owner_goes_while_no_watch_can_be_opened() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client_for("a")).await.unwrap();
+    let (guard, reading) = (Mutex::new(&session, "a").unwrap(), RwLock::new(&session, "a").unwrap());
+    let (guard, reading) = (guard.lock().await.unwrap(), reading.read().await.unwrap());
+    let late = straggler_of_another_name(&fake, &session).await;
+    let refused = fake.fault(On::rpc(Rpc::Txn).matching(deletes), denied());
+    fake.fault(On::open(Rpc::Watch), Do::cut());
+    fake.cut_streams("a");
+    drop((guard, reading));
+    sleep(S(30)).await;
+    refused.remove();
+    late.release();
+    timeout(S(150), fake.until(|fake| leased(fake) == 0)).await.expect("taken away");
+    assert!(session.is_valid());
+}
+
+async fn straggler_of_another_name(fake: &FakeEtcd, session: &Session) -> Hold {
+    let hold = Hold::new();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::hold(&hold));
+    Mutex::new(session, "b").unwrap().lock().await.unwrap().unlock().await.unwrap();
+    // Its watch is there.
+    sleep(S(10)).await;
+    hold
+}
+
+/// A key came late, or its guard was dropped, while an operator edited roles: reading it or deleting it was refused once. It
+/// was not asked for again, and stayed for as long as the session lived.
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_delete_was_refused_for_a_moment_goes() {
+    for (late, drawn) in [(true, false), (true, true), (false, false), (false, true)] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        let refuse = || {
+            [
+                fake.fault(On::rpc(Rpc::Txn).matching(deletes), denied()),
+                fake.fault(On::rpc(Rpc::Txn).matching(reads), denied()),
+            ]
+        };
+        let refused = if late {
+            let hold = straggler(&fake, &session, drawn).await;
+            let refused = refuse();
+            hold.release();
+            fake.until(|fake| leased(fake) == 1).await;
+            refused
+        } else if drawn {
+            let guard = RwLock::new(&session, "a").unwrap().read().await.unwrap();
+            let refused = refuse();
+            drop(guard);
+            refused
+        } else {
+            let guard = Mutex::new(&session, "a").unwrap().lock().await.unwrap();
+            let refused = refuse();
+            drop(guard);
+            refused
+        };
+        sleep(S(600)).await;
+        let hits: u64 = refused.iter().map(|refused| refused.hits()).sum();
+        assert!((1..=24).contains(&hits), "{hits}: what is refused is repeated seldom");
+        refused.iter().for_each(|refused| refused.remove());
+        let gone = timeout(S(150), fake.until(|fake| leased(fake) == 0)).await;
+        gone.unwrap_or_else(|_| panic!("late: {late}, drawn: {drawn}; {}", fake.snapshot()));
+        assert!(session.is_valid());
+    }
+}
+
+/// A guard could not be released before its session was lost. What looked out for its key from then on began to count the
+/// TTL of the lease when that was over.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_looked_out_for_once_the_lease_is_over() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let guard = Mutex::new(&session, "a").unwrap().lock().await.unwrap();
+    fake.partition("a");
+    drop(guard);
+    assert_eq!(session.lost().await, LostReason::Expired);
+    sleep(S(30)).await;
+    fake.heal("a");
+    let calls = [Rpc::Txn, Rpc::Range, Rpc::Watch];
+    let calls = calls.map(|rpc| fake.fault(On::rpc(rpc), Do::delay(Duration::ZERO)));
+    sleep(S(35)).await;
+    assert_eq!((fake.leases(), fake.watchers()), (0, 0));
+    sleep(S(300)).await;
+    assert_eq!(calls.map(|calls| calls.seen()), [0, 0, 0], "nothing can come");
+}
