@@ -344,6 +344,7 @@ impl FencedTxn<'_> {
         // The fence's own failure must not be taken for that of the user's compares: where there are none of the user's, what
         // is to be applied when they fail is never reached, and must not be when the fence's do.
         let flat = self.txn.is_unconditional();
+        let may_delete = self.txn.may_delete();
         let request = match flat {
             true => fenced(self.txn.without_failure()),
             false => fenced(Txn::new()).success(Op::txn(self.txn)),
@@ -355,7 +356,8 @@ impl FencedTxn<'_> {
         let answer = self.fence.0.lease.learn_of_past(answer)?;
         let reply = TxnReply::try_from(answer.value)?;
         if reply.succeeded {
-            self.fence.stood_at(reply.header.revision);
+            // The compares tell of the key before the operations, which may have deleted it.
+            self.fence.stood_at(reply.header.revision - i64::from(may_delete));
         }
         match reply.succeeded {
             false => {

@@ -81,6 +81,21 @@ impl Txn {
         self.success.iter().chain(&self.failure).find_map(|Op(op)| any(op, is))
     }
 
+    /// True where it may delete something.
+    pub(crate) fn may_delete(&self) -> bool {
+        fn deletes(op: &Request) -> bool {
+            match op {
+                Request::RequestDeleteRange(_) => true,
+                Request::RequestTxn(txn) => {
+                    let mut inner = txn.success.iter().chain(&txn.failure);
+                    inner.any(|op| op.request.as_ref().is_some_and(deletes))
+                }
+                Request::RequestRange(_) | Request::RequestPut(_) => false,
+            }
+        }
+        self.success.iter().chain(&self.failure).any(|Op(op)| deletes(op))
+    }
+
     /// True if the failure operations can never be reached.
     pub(crate) fn is_unconditional(&self) -> bool {
         self.compare.is_empty()

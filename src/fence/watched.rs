@@ -40,24 +40,28 @@ impl Fence {
     async fn watch_after(&self, revision: i64) -> Result<()> {
         let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
         let mut watcher = self.0.client.watch(watch);
-        let mut looked = 0;
+        // How often the watch had been made again when the key was read.
+        let mut read_at = None;
         loop {
-            match timeout(second_look(), watcher.next()).await {
-                Ok(events) => {
-                    if events?.events.iter().any(|event| self.is_end(event)) {
-                        return Ok(());
-                    }
+            if let Ok(events) = timeout(second_look(), watcher.next()).await {
+                if events?.events.iter().any(|event| self.is_end(event)) {
+                    return Ok(());
                 }
-                // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key
-                // is read now and then. One that was made again may have lost the key's end: then it is read once.
-                Err(_) if !watcher.is_live() || watcher.resumed() != looked => {
-                    let resumed = watcher.resumed();
-                    match Box::pin(self.stands()).await {
-                        Ok(None) => return Ok(()),
-                        Ok(Some(_)) => looked = resumed,
-                        Err(_) => {}
-                    }
+                continue;
+            }
+            // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key is
+            // read now and then. One that begins in the past, or was made again, may have lost the key's end: then it is
+            // read once.
+            let resumed = watcher.resumed();
+            if watcher.is_live() {
+                let of_the_past = resumed > 0 || watcher.created().await? >= revision;
+                if !of_the_past || read_at == Some(resumed) {
+                    continue;
                 }
+            }
+            match Box::pin(self.stands()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => read_at = Some(resumed),
                 Err(_) => {}
             }
         }

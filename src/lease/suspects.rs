@@ -90,9 +90,10 @@ impl Suspects {
         lock(&self.taken_up).insert(key.clone(), (create_revision, handle));
     }
 
-    /// Whether a session on a later handle than this has an incarnation of a key, or had it and left it to the next.
+    /// Whether a session on a later handle than this has an incarnation of a key, or had it and left it to the next; or has
+    /// a later incarnation, so that this one is gone.
     pub(crate) fn is_taken_up(&self, key: &Bytes, create_revision: i64, handle: u64) -> bool {
-        let is_later = |(created, by): &(i64, u64)| *created == create_revision && *by > handle;
+        let is_later = |(created, by): &(i64, u64)| *created >= create_revision && *by > handle;
         lock(&self.taken_up).get(key).is_some_and(is_later)
     }
 

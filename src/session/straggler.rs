@@ -17,7 +17,7 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat, Rounds};
+use crate::transport::retry::{Backoff, Repeat, Rounds, is_of_rights};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch, second_look};
 
@@ -86,6 +86,8 @@ impl Settler {
             next_look = Instant::now() + second_look();
             match self.lease().is_over().await {
                 Ok(true) => return false,
+                // Rights are edited: a refusal says nothing of the lease.
+                Err(error) if is_of_rights(error.kind()) => {}
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
                 _ => {}
             }

@@ -244,6 +244,29 @@ async fn a_guard_dropped_after_a_close_that_was_refused_leaves_no_key_to_the_ado
     }
 }
 
+/// The same, where the adopter had unlocked and locked again before the guard of before was dropped.
+#[tokio::test(start_paused = true)]
+async fn what_an_adopter_has_locked_anew_is_left_to_the_next() {
+    let fake = FakeEtcd::start();
+    let session = open(&fake.client_for("a"), S(60)).await;
+    let client = session.client().clone();
+    let before = Election::new(&session, "seat").unwrap().campaign("x").await.unwrap();
+    loses(&fake, &session).await;
+    let second = Session::builder(&client).lease(session.lease()).open().await.unwrap();
+    let seat = Election::new(&second, "seat").unwrap();
+    seat.resume(before.key(), before.token()).await.unwrap().resign().await.unwrap();
+    let kept = seat.campaign("y").await.unwrap();
+    let (key, token) = (kept.key().clone(), kept.token());
+    drop(before);
+    sleep(S(1)).await;
+    let third = Session::builder(&client).lease(second.orphan()).open().await.unwrap();
+    sleep(S(60)).await;
+    let leadership = Election::new(&third, "seat").unwrap().resume(&key, token).await.expect("it stands");
+    drop(kept);
+    leadership.resign().await.unwrap();
+    assert!(fake.snapshot().keys.is_empty());
+}
+
 /// A leader's session was lost, and its lease adopted by the same client, which went on leading. The leadership of before was
 /// dropped then, and its key remembered as one that has no owner: when that session was orphaned for the next adopter, the key
 /// was deleted.

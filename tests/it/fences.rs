@@ -169,6 +169,26 @@ async fn a_guard_whose_stream_cannot_be_opened_again_reads_its_key() {
     assert_eq!(told, LostReason::KeyDeleted);
 }
 
+/// A holder deleted its own key behind its fence, to write a result and give the lock up in one step. Its guard took the
+/// revision of that for one at which the key stood, watched from there on, and was never told.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_deletes_its_own_key_is_told() {
+    let fake = FakeEtcd::start();
+    let session = Session::open(&fake.client()).await.unwrap();
+    let give_up = |key: &[u8]| Op::delete(key.to_vec());
+    for nested in [false, true] {
+        let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+        let op = give_up(guard.key());
+        let op = if nested { Op::txn(Txn::new().success(op)) } else { op };
+        guard.txn().success(Op::put("result", "1")).success(op).commit().await.unwrap();
+        assert_eq!(
+            timeout(Duration::from_secs(150), guard.lost()).await.expect("told"),
+            LostReason::KeyDeleted
+        );
+        assert!(!guard.is_valid());
+    }
+}
+
 /// The key of a leader had been put long ago, and its past was compacted. Whoever waited for its loss watched from the put on:
 /// the server refused that, and the key had to be read before it was watched, each time.
 #[tokio::test(start_paused = true)]

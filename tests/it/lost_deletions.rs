@@ -127,6 +127,17 @@ async fn a_guard_whose_keys_deletion_was_lost_is_told() {
     assert!(!fence.is_valid());
 }
 
+/// A guard's key was deleted before its fence was watched, and after it was last known to stand. The watch began in that
+/// past, at the revision of a compaction, and told nothing.
+#[tokio::test(start_paused = true)]
+async fn a_guard_whose_keys_deletion_was_lost_before_the_watch_is_told() {
+    let world = World::new().await;
+    let guard = Mutex::new(&world.b, "lock").unwrap().lock().await.unwrap();
+    let deleted = world.writes(Op::delete(guard.key().clone())).await;
+    world.fake.compact(deleted).unwrap();
+    assert_eq!(timeout(S(150), guard.lost()).await.expect("told"), LostReason::KeyDeleted);
+}
+
 /// A latch was reset while the stream of one who waited was down. Of the reset the waiter was told the new count alone, and
 /// not that the old count-downs were gone: with those it took the latch for open.
 #[tokio::test(start_paused = true)]
