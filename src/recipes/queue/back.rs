@@ -20,7 +20,7 @@ use crate::watch::second_look;
 
 impl Settler {
     /// Gives an item back as if it had never been taken.
-    pub(super) async fn give_back(&self, item: Item, ours: Compare, mut tries: Tries) {
+    pub(super) async fn give_back(&self, mut item: Item, ours: Compare, mut tries: Tries) {
         let created = item.kv.create_revision;
         // The take has written the item, and so will this.
         let returns = item.returns + 2;
@@ -33,7 +33,7 @@ impl Settler {
             .success(self.keys.count_returns(&item.place, created, returns));
         let txn = take_back(&self.keys, &item.place, ours, created, returns).failure(Op::txn(unclaimed));
         let given = match tries.is_precious() {
-            true => self.give_or_save(&txn, &item, &mut tries).await,
+            true => self.give_or_save(&txn, &mut item, &mut tries).await,
             false => self.until(&txn, Repeat::Harmless, &mut tries).await.map(drop),
         };
         if let Err(error) = given {
@@ -44,7 +44,7 @@ impl Settler {
         }
     }
 
-    async fn give_or_save(&self, back: &Txn, item: &Item, tries: &mut Tries) -> Result<()> {
+    async fn give_or_save(&self, back: &Txn, item: &mut Item, tries: &mut Tries) -> Result<()> {
         // What the take itself met is no attempt to give the item back.
         tries.in_doubt = false;
         if self.has_gone(back, item, tries).await? {
@@ -54,7 +54,7 @@ impl Settler {
     }
 
     /// Gives an item back, unless it has gone with the lease: whether it has.
-    async fn has_gone(&self, back: &Txn, item: &Item, tries: &mut Tries) -> Result<bool> {
+    async fn has_gone(&self, back: &Txn, item: &mut Item, tries: &mut Tries) -> Result<bool> {
         loop {
             let mut failed = match self.send(back, Repeat::Harmless).await {
                 Ok(answer) if is_given(&answer.value) => return Ok(false),
@@ -68,8 +68,10 @@ impl Settler {
                 }
             };
             let answered = failed.is_none();
-            // As long as the lease lives, the item waits for the next attempt.
-            if answered || self.lease().lost_reason().is_some() {
+            // As long as the lease lives, the item waits for the next attempt. Where that may be refused for hours, it is seen to
+            // stand meanwhile: what becomes of it is later then than what the server may have compacted by its lease's end.
+            let is_refused = failed.as_ref().is_some_and(|error| *error.kind() == ErrorKind::NoSpace);
+            if answered || is_refused || self.lease().lost_reason().is_some() {
                 match self.went(item, tries.in_doubt).await {
                     Ok(Went::With) => return Ok(true),
                     Ok(Went::Elsewhere) => return Ok(false),
@@ -88,10 +90,13 @@ impl Settler {
 
     /// Where an item went that a take has bound to the lease. An error where it may have gone with that, and what became of it is
     /// compacted: it may have been given back, and taken by another since.
-    async fn went(&self, item: &Item, in_doubt: bool) -> Result<Went> {
+    async fn went(&self, item: &mut Item, in_doubt: bool) -> Result<Went> {
         let mut is_forgotten = false;
-        match fate(self.client(), &self.keys, &item.place, item.kv.mod_revision).await? {
-            Fate::Unmoved => return Ok(Went::Nowhere),
+        match fate(self.client(), &self.keys, item).await? {
+            Fate::Unmoved(stood_at) => {
+                item.stood_at = stood_at;
+                return Ok(Went::Nowhere);
+            }
             Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
             Fate::Deleted(at) => match read_at(self.client(), &self.keys.claim(&item.place), at).await {
                 // It was deleted by hand: the lease would have taken both.
@@ -116,21 +121,28 @@ impl Settler {
     /// Whether the lease has ended, of which two keys are gone. Asked several times: one that is told to live may be told so by
     /// a member that lags behind, or by a leader that is none any more.
     pub(super) async fn has_ended(&self) -> Result<bool> {
-        for look in 0..LOOKS {
-            let ended = match self.lease().lost_reason() {
-                None if look >= ASKS => return Ok(false),
+        let mut look = 1;
+        loop {
+            let lost = self.lease().lost_reason();
+            // The revoke waits for this, and not for long: it would be taken for what ended the lease before.
+            let is_closing = lost == Some(LostReason::Closed) && self.lease().may_live(lost);
+            let ended = match lost {
                 // That it was lost here meanwhile says nothing of the server.
                 None => {
                     matches!(self.lease().ask().await?, Some(LostReason::LeaseGone | LostReason::Revoked))
                 }
+                Some(_) if is_closing => {
+                    self.client().transport().lease_keep_alive(self.lease().id()).await? <= 0
+                }
                 Some(_) => self.lease().is_over().await?,
             };
-            if ended {
-                return Ok(true);
+            let looks = if lost.is_none() || is_closing { ASKS } else { LOOKS };
+            if ended || look >= looks {
+                return Ok(ended);
             }
+            look += 1;
             sleep(LOOK).await;
         }
-        Ok(false)
     }
 
     /// Waits for the next attempt; gives the error back where there is to be none.
@@ -235,7 +247,7 @@ impl Tries {
 /// How often, and how far apart, one looks whether a lease has ended.
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_secs(1);
-/// How often while the session is not lost: then its leader is asked.
+/// How often while the lease is not given up, nor revoked: then its leader is asked.
 const ASKS: u32 = 3;
 /// For how long the server is asked in vain after the session's end: its lease may have been adopted, or may not have ended yet.
 const LONGEST: Duration = Duration::from_secs(600);

@@ -80,6 +80,9 @@ pub(super) struct Item {
     pub(super) kv: KeyValue,
     /// How many of its writes were no deliveries.
     pub(super) returns: i64,
+    /// A revision at which it is known to have stood like that. What became of it is later, and the server may have compacted
+    /// what was before.
+    pub(super) stood_at: i64,
 }
 
 impl Item {

@@ -60,12 +60,12 @@ pub(super) async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: End
     };
     let seen = look(core, item, &along, at).await.ok()?;
     if buries && seen.put != Some(true) {
-        return match fate(client, &core.keys, &item.place, item.kv.mod_revision).await.ok()? {
+        return match fate(client, &core.keys, item).await.ok()? {
             // Another consumer has done it since.
             Fate::Buried => Some(true),
             Fate::Forgotten => None,
             // It was delivered again, or deleted by hand.
-            Fate::Written | Fate::Deleted(_) | Fate::Unmoved => Some(false),
+            Fate::Written | Fate::Deleted(_) | Fate::Unmoved(_) => Some(false),
         };
     }
     match (seen.item, seen.put) {

@@ -1,20 +1,25 @@
 //! What became of an item since it was taken, as the events of its key tell: where a reply was lost, or a lease has ended.
+//!
+//! They are asked for from the last revision at which the key is known to have been as it was. An item may have waited, or been
+//! taken, long before the last compaction: from then on its events are gone, though those that matter are not.
 
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use super::core::Item;
 use super::keys::Keys;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::txn::revision;
 use crate::watch::Watch;
 
 /// What happened first to an item's key after the write that took it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Nothing.
-    Unmoved,
+    /// Nothing, up to this revision.
+    Unmoved(i64),
     /// It was written: it was given back, or another took it.
     Written,
     /// It was deleted, at this revision.
@@ -25,15 +30,15 @@ pub(super) enum Fate {
     Forgotten,
 }
 
-/// What became of an item that was taken at this revision: one RPC, and where it is not as it was, a watch and another.
-pub(super) async fn fate(client: &Client, keys: &Keys, place: &[u8], taken_at: i64) -> Result<Fate> {
-    let item = keys.item(place);
+/// What became of an item that was taken: one RPC, and where it is not as it was, a watch and another.
+pub(super) async fn fate(client: &Client, keys: &Keys, taken: &Item) -> Result<Fate> {
+    let (item, place) = (keys.item(&taken.place), &taken.place);
     let range = pb::RangeRequest { key: item.clone(), keys_only: true, ..Default::default() };
-    let found = client.transport().range(range).await?.kvs;
-    if found.first().is_some_and(|kv| kv.mod_revision == taken_at) {
-        return Ok(Fate::Unmoved);
+    let found = client.transport().range(range).await?;
+    if found.kvs.first().is_some_and(|kv| kv.mod_revision == taken.kv.mod_revision) {
+        return Ok(Fate::Unmoved(revision(&found)?));
     }
-    let Some(event) = first_event(client, &item, taken_at).await? else { return Ok(Fate::Forgotten) };
+    let Some(event) = first_event(client, &item, taken.stood_at).await? else { return Ok(Fate::Forgotten) };
     if event.r#type() == EventType::Put {
         return Ok(Fate::Written);
     }
@@ -63,10 +68,13 @@ async fn event(
     after: i64,
     is: impl Fn(&Event) -> bool,
 ) -> Result<Option<Event>> {
-    let mut watcher = client.watch(Watch::key(key).from_revision(after + 1));
+    // No store has the last one that there is.
+    let later = after.saturating_add(1)..i64::MAX;
+    let mut watcher = client.watch(Watch::key(key).from_revision(later.start));
     let first = async {
-        let is_later =
-            |event: &Event| event.kv.as_ref().is_some_and(|kv| kv.key == key && kv.mod_revision > after);
+        let is_later = |event: &Event| {
+            event.kv.as_ref().is_some_and(|kv| kv.key == key && later.contains(&kv.mod_revision))
+        };
         loop {
             let mut events = watcher.next().await?.events.into_iter();
             if let Some(event) = events.find(|event| is_later(event) && is(event)) {
@@ -90,7 +98,7 @@ pub(super) async fn was_put(client: &Client, key: &Bytes, after: i64) -> Result<
         return Ok(true);
     }
     let now = found.header.map_or(0, |header| header.revision);
-    let mut watcher = client.watch(Watch::key(key).no_delete().from_revision(after + 1));
+    let mut watcher = client.watch(Watch::key(key).no_delete().from_revision(after.saturating_add(1)));
     let patience = client.transport().limits().request_timeout;
     let not_told = || Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch");
     match timeout(patience, watcher.created()).await {

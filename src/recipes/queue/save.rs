@@ -2,7 +2,8 @@
 //!
 //! The put is made together with a slip of a lease of its own: no attempt is applied after another, as that finds the slip, nor
 //! after the lease has ended. The lease is renewed for as long as the put is refused. Where it is gone all the same, since the
-//! process stood still, say, and an attempt may have been applied before, the events of the item's key tell whether one was.
+//! process stood still, say, and an attempt may have been applied before, the events of the item's key tell whether one was. They
+//! are asked for from the last renewal on, at which it was seen that none was.
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::settle::Settler;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::ids;
 use crate::key::unique_key;
+use crate::pb::etcdserverpb as pb;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn};
 
@@ -24,16 +26,16 @@ impl Settler {
     pub(super) async fn save(&self, item: &Item, tries: &mut Tries) -> Result<()> {
         let mut backoff = Backoff::default();
         loop {
-            let (id, granted_at) = self.grant(tries).await?;
+            let mut fence = self.grant(tries).await?;
             tries.in_doubt = false;
-            let sent = self.put(item, id, tries).await;
-            if let Err(error) = self.client().transport().lease_revoke(id).await {
+            let sent = self.put(item, &mut fence, tries).await;
+            if let Err(error) = self.client().transport().lease_revoke(fence.lease).await {
                 tracing::debug!(%error, "a lease that saved an item is left to its TTL");
             }
             match sent {
                 Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
                     if error.outcome() != Outcome::NotApplied
-                        && self.was_saved(item, granted_at, tries).await?
+                        && self.was_saved(item, fence.unput_at, tries).await?
                     {
                         return Ok(());
                     }
@@ -45,8 +47,12 @@ impl Settler {
     }
 
     /// Puts an item with a slip of this lease, unless an attempt before this one has.
-    async fn put(&self, item: &Item, lease: i64, tries: &mut Tries) -> Result<()> {
+    async fn put(&self, item: &Item, fence: &mut PutFence, tries: &mut Tries) -> Result<()> {
+        let lease = fence.lease;
         let (key, slip) = (self.keys.item(&item.place), unique_key(&self.keys.senders, lease));
+        let keys_only =
+            |key: &Bytes| pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
+        let read = Txn::new().success(keys_only(&slip).into()).success(keys_only(&key).into());
         let txn = Txn::new()
             .compare(Compare::missing(slip.clone()))
             .compare(Compare::missing(key.clone()))
@@ -58,8 +64,10 @@ impl Settler {
             if renewed.elapsed() > RENEWAL {
                 renewed = Instant::now();
                 // Where it is gone, the put is told so.
-                if let Err(error) = self.client().transport().lease_keep_alive(lease).await {
-                    tracing::debug!(%error, "the lease of a put was not renewed");
+                match self.renew(&read, fence).await {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(error) => tracing::debug!(%error, "the lease of a put was not renewed"),
                 }
             }
         }
@@ -67,11 +75,26 @@ impl Settler {
         Ok(())
     }
 
+    /// Renews the lease of a put, and looks whether an attempt was applied.
+    async fn renew(&self, read: &Txn, fence: &mut PutFence) -> Result<bool> {
+        let found = self.send(read, Repeat::Read).await;
+        let left = self.client().transport().lease_keep_alive(fence.lease).await?;
+        let found = found?.value;
+        if !found.found(0)?.is_empty() {
+            return Ok(true);
+        }
+        // The lease has lived until after the read, and with it the slip of an attempt that was applied before.
+        if left > 0 && found.found(1)?.is_empty() {
+            fence.unput_at = found.header.revision;
+        }
+        Ok(false)
+    }
+
     /// Whether an attempt was applied before the lease ended that it was made with. None will be.
-    async fn was_saved(&self, item: &Item, granted_at: i64, tries: &mut Tries) -> Result<bool> {
+    async fn was_saved(&self, item: &Item, unput_at: i64, tries: &mut Tries) -> Result<bool> {
         let key = self.keys.item(&item.place);
         loop {
-            match was_put(self.client(), &key, granted_at).await {
+            match was_put(self.client(), &key, unput_at).await {
                 Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     self.again(tries, error).await?;
                 }
@@ -80,18 +103,21 @@ impl Settler {
         }
     }
 
-    /// A lease that fences a put, and a revision before all that is put with it.
-    async fn grant(&self, tries: &mut Tries) -> Result<(i64, i64)> {
+    async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {
         loop {
-            let id = ids::lease();
-            match self.client().transport().lease_grant(id, TTL).await {
-                Ok(answer) if answer.value.id == id => {
-                    tries.answered();
-                    return Ok((id, answer.value.header.map_or(0, |header| header.revision)));
-                }
-                Ok(_) => {
-                    let error = Error::protocol("another lease was granted", Outcome::Unknown);
-                    self.again(tries, error).await?;
+            let lease = ids::lease();
+            match self.client().transport().lease_grant(lease, TTL).await.map(|answer| answer.value) {
+                Ok(granted) => {
+                    let revision = granted.header.map_or(0, |header| header.revision);
+                    let strange = match granted.id == lease {
+                        true if (1..i64::MAX).contains(&revision) => {
+                            tries.answered();
+                            return Ok(PutFence { lease, unput_at: revision });
+                        }
+                        true => "a lease was granted at a revision that no store has",
+                        false => "another lease was granted",
+                    };
+                    self.again(tries, Error::protocol(strange, Outcome::Unknown)).await?;
                 }
                 // One of an attempt before, or of another process: nothing can tell. It is not used.
                 Err(error) if *error.kind() == ErrorKind::LeaseExists => tries.pause().await,
@@ -99,6 +125,13 @@ impl Settler {
             }
         }
     }
+}
+
+/// A lease that fences a put.
+struct PutFence {
+    lease: i64,
+    /// A revision before all that is put with it.
+    unput_at: i64,
 }
 
 /// In seconds: for so long a process may stand still, or a server be away, and the put goes on with its lease.

@@ -51,11 +51,11 @@ impl Settler {
         self.session.lease()
     }
 
-    /// Settles a take of an item that was seen with this mod_revision: takes it back, or sees to it that it never is applied.
-    pub(super) async fn take(self, place: Bytes, seen: i64, mark: Bytes, mut tries: Tries) {
-        match self.settle(&place, seen, &mark, &mut tries).await {
+    /// Settles a take: takes it back, or sees to it that it never is applied.
+    pub(super) async fn take(self, mut take: Unsettled, mut tries: Tries) {
+        match self.settle(&mut take, &mut tries).await {
             Ok(Some(item)) => {
-                let ours = Compare::value(self.keys.claim(&place)).is(mark);
+                let ours = Compare::value(self.keys.claim(&take.place)).is(take.mark);
                 self.give_back(item, ours, tries).await;
             }
             Ok(None) => tries.settled(),
@@ -67,28 +67,22 @@ impl Settler {
     }
 
     /// The item that is to be given back, if the take was applied.
-    async fn settle(
-        &self,
-        place: &Bytes,
-        seen: i64,
-        mark: &Bytes,
-        tries: &mut Tries,
-    ) -> Result<Option<Item>> {
+    async fn settle(&self, take: &mut Unsettled, tries: &mut Tries) -> Result<Option<Item>> {
         let goes_with_session = tries.is_precious();
         let item = pb::RangeRequest {
-            key: self.keys.item(place),
+            key: self.keys.item(&take.place),
             // The value is needed where the item goes with the lease.
             keys_only: !goes_with_session,
             ..Default::default()
         };
         let read = Txn::new()
-            .success(Op::get(self.keys.claim(place)))
+            .success(Op::get(self.keys.claim(&take.place)))
             .success(item.into())
-            .success(Op::get(self.keys.returns(place)));
+            .success(Op::get(self.keys.returns(&take.place)));
         let mut backoff = Backoff::default();
         for _ in 0..MOST_ROUNDS {
             let reply = self.until(&read, Repeat::Read, tries).await?.value;
-            match self.end_of(place, seen, mark, &reply) {
+            match self.end_of(take, &reply) {
                 Err(error) => self.again(tries, error).await?,
                 Ok(End::GiveBack(item)) => return Ok(Some(item)),
                 Ok(End::Send(end)) => {
@@ -99,7 +93,7 @@ impl Settler {
                     sleep(backoff.next()).await;
                 }
                 Ok(End::Unclaimed(stands)) if goes_with_session => {
-                    return self.taken(place, seen, mark, stands, tries).await;
+                    return self.taken(take, stands, tries).await;
                 }
                 Ok(End::Unclaimed(_) | End::Settled) => return Ok(None),
             }
@@ -108,7 +102,8 @@ impl Settler {
     }
 
     /// What settles a take, by what there is.
-    fn end_of(&self, place: &Bytes, seen: i64, mark: &Bytes, reply: &TxnReply) -> Result<End> {
+    fn end_of(&self, take: &mut Unsettled, reply: &TxnReply) -> Result<End> {
+        let (place, mark, stood_at) = (&take.place, &take.mark, reply.header.revision);
         let found = reply.found(0)?.first();
         let claimed = found.is_some_and(|kv| kv.value == *mark);
         let (item, claim) = (self.keys.item(place), self.keys.claim(place));
@@ -122,13 +117,14 @@ impl Settler {
             });
         };
         let returns = read_returns(reply.found(2)?.first(), kv.create_revision);
+        let stands = || Item { place: place.clone(), kv: kv.clone(), returns, stood_at };
         if claimed {
-            return Ok(End::GiveBack(Item { place: place.clone(), kv: kv.clone(), returns }));
+            return Ok(End::GiveBack(stands()));
         }
-        if kv.mod_revision != seen {
+        if kv.mod_revision != take.seen {
             // Where a third party deleted the claim, the take has left the item bound to the lease.
             let is_bound = found.is_none() && kv.lease == self.lease().id();
-            return Ok(if is_bound { End::Unclaimed(Some(returns)) } else { End::Settled });
+            return Ok(if is_bound { End::Unclaimed(Some(stands())) } else { End::Settled });
         }
         let again = pb::PutRequest {
             key: item.clone(),
@@ -137,55 +133,57 @@ impl Settler {
             ..Default::default()
         };
         let counted = self.keys.count_returns(place, kv.create_revision, returns + 1);
-        let unmoved = Txn::new().compare(Compare::mod_revision(item).is(seen));
+        let unmoved = Txn::new().compare(Compare::mod_revision(item).is(take.seen));
+        take.seen_at = stood_at;
         Ok(End::Send(unmoved.success(again.into()).success(counted)))
     }
 
     /// The item of a take that was applied, and whose claim is gone since, as far as the server still tells. None where it was
     /// another's.
-    async fn taken(
-        &self,
-        place: &Bytes,
-        seen: i64,
-        mark: &Bytes,
-        stands: Option<i64>,
-        tries: &mut Tries,
-    ) -> Result<Option<Item>> {
+    async fn taken(&self, take: &Unsettled, stands: Option<Item>, tries: &mut Tries) -> Result<Option<Item>> {
         loop {
-            let told = match self.taken_once(place, seen, mark).await {
-                // While the lease lives, nothing has gone with it.
-                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) && stands.is_none() => {
-                    self.has_ended().await.and_then(|ended| if ended { Err(error) } else { Ok(None) })
+            let told = match &stands {
+                // No event is needed for that: it was written last when it was bound.
+                Some(item) => {
+                    let took = self.took(take, &item.kv).await;
+                    took.map(|took| took.then(|| item.clone()))
                 }
-                told => told,
+                None => match self.taken_once(take).await {
+                    // While the lease lives, nothing has gone with it.
+                    Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                        self.has_ended().await.and_then(|ended| if ended { Err(error) } else { Ok(None) })
+                    }
+                    told => told,
+                },
             };
             match told {
-                Ok(taken) => {
-                    return Ok(taken.map(|kv| Item {
-                        place: place.clone(),
-                        kv,
-                        returns: stands.unwrap_or(0),
-                    }));
-                }
                 Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     self.again(tries, error).await?;
                 }
-                Err(error) => return Err(error),
+                told => return told,
             }
         }
     }
 
-    async fn taken_once(&self, place: &Bytes, seen: i64, mark: &Bytes) -> Result<Option<KeyValue>> {
-        let Some(event) = first_event(self.client(), &self.keys.item(place), seen).await? else {
+    async fn taken_once(&self, take: &Unsettled) -> Result<Option<Item>> {
+        let event = first_event(self.client(), &self.keys.item(&take.place), take.seen_at).await?;
+        let Some(event) = event else {
             let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
             return Err(error.because("whether a take was applied"));
         };
         let Some(kv) = event.kv.filter(|_| event.r#type == i32::from(EventType::Put)) else {
             return Ok(None);
         };
-        // The write that took it put the claim as well.
-        let claim = read_at(self.client(), &self.keys.claim(place), kv.mod_revision).await?;
-        Ok(claim.is_some_and(|claim| claim.value == *mark).then_some(kv))
+        let took = self.took(take, &kv).await?;
+        let (place, stood_at) = (take.place.clone(), kv.mod_revision);
+        Ok(took.then_some(Item { place, kv, returns: 0, stood_at }))
+    }
+
+    /// Whether a take has written an item as it is here.
+    async fn took(&self, take: &Unsettled, kv: &KeyValue) -> Result<bool> {
+        // That write put the claim as well.
+        let claim = read_at(self.client(), &self.keys.claim(&take.place), kv.mod_revision).await?;
+        Ok(claim.is_some_and(|claim| claim.value == take.mark))
     }
 
     /// Sends a transaction until it is answered; where what is refused is refused for good, another instead.
@@ -250,6 +248,18 @@ impl Settler {
     }
 }
 
+/// A take of which it is not known whether it was applied.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    pub(super) place: Bytes,
+    /// The item's mod_revision before it.
+    pub(super) seen: i64,
+    /// When the item was seen with that last: the take comes later, if ever.
+    pub(super) seen_at: i64,
+    /// The claim's value.
+    pub(super) mark: Bytes,
+}
+
 /// What settles a take.
 enum End {
     /// It was applied.
@@ -257,8 +267,7 @@ enum End {
     /// This.
     Send(Txn),
     /// The item is gone, or stands without a claim as a take has left it: its past tells whether that was this one.
-    /// What is counted of it where it stands.
-    Unclaimed(Option<i64>),
+    Unclaimed(Option<Item>),
     /// It never will be applied.
     Settled,
 }

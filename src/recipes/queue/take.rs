@@ -20,12 +20,13 @@ use super::held::Held;
 use super::job::Job;
 use super::keys::{Freed, Head};
 use super::look::Looked;
-use super::settle::{Settler, write_again};
+use super::settle::{Settler, Unsettled, write_again};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
+use crate::pb::mvccpb::KeyValue;
 use crate::session::cleanup::Debt;
 use crate::transport::retry::{Backoff, Repeat};
-use crate::txn::{Compare, Op, Txn};
+use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::second_look;
 
 /// What becomes of an item that is taken.
@@ -171,7 +172,12 @@ impl Core {
             }
             // Made before the request: closing the session tells of it also where no task polls this meanwhile.
             let debt = (take == Take::Keep).then(|| self.session.cleanup().debt());
-            let taking = self.session.cleanup().before_revoke().finish(self.clone().claim(head, take, debt));
+            let taking = self.session.cleanup().before_revoke().finish(self.clone().claim(
+                head,
+                looked.revision,
+                take,
+                debt,
+            ));
             let was_in_doubt = in_doubt.swap(true, Ordering::Relaxed);
             let taken = taking.await;
             let is_in_doubt = match &taken {
@@ -192,8 +198,8 @@ impl Core {
         Ok(Err(looked.revision))
     }
 
-    /// Claims an item that is as it was seen; else looks again, in the same transaction.
-    async fn claim(self, head: Head, take: Take, debt: Option<Debt>) -> Result<Taken> {
+    /// Claims an item that is as it was seen, last at this revision; else looks again, in the same transaction.
+    async fn claim(self, head: Head, seen_at: i64, take: Take, debt: Option<Debt>) -> Result<Taken> {
         let (item, claim) = (self.keys.item(&head.place), self.keys.claim(&head.place));
         let lease = self.session.lease();
         let mark = unique_key(b"", lease);
@@ -225,32 +231,35 @@ impl Core {
             reason = self.session.lost() => Err(Error::from(reason).with_outcome(Outcome::Unknown)),
             answer = self.session.transact(txn, Repeat::Harmless) => answer,
         };
+        let taking = Unsettled { place: head.place, seen: head.mod_revision, seen_at, mark };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 match error.outcome() {
                     Outcome::NotApplied => paid(debt),
-                    _ => self.settle(head, mark, debt),
+                    _ => self.settle(taking, debt),
                 }
                 return Err(error);
             }
         };
         let reply = answer.value;
-        let (ours, kvs) = match reply.succeeded {
-            true => (Some(reply.header.revision), 2),
-            false => {
-                let claimed = reply.found(0)?.first().filter(|kv| kv.value == mark);
-                (claimed.map(|kv| kv.create_revision), 1)
+        let (ours, found, returns) = match claimed(&reply, &taking.mark) {
+            Ok(read) => read,
+            Err(error) => {
+                // It may have been applied all the same.
+                self.settle(taking, debt);
+                return Err(error.with_outcome(Outcome::Unknown));
             }
         };
-        match (ours, reply.found(kvs)?.first()) {
+        match (ours, found) {
             (Some(claimed_at), Some(kv)) => {
-                let returns = read_returns(reply.found(kvs + 1)?.first(), kv.create_revision);
+                let returns = read_returns(returns, kv.create_revision);
                 if take == Take::Lend {
                     // One more in hand than the look saw: the next one reads over it at once.
                     self.shared.claims.fetch_add(1, Ordering::Relaxed);
                 }
-                let item = Item { place: head.place, kv: kv.clone(), returns };
+                let (place, stood_at) = (taking.place, reply.header.revision);
+                let item = Item { place, kv: kv.clone(), returns, stood_at };
                 Ok(Taken::Held(Held::new(self, item, claimed_at, debt)))
             }
             (None, found) => {
@@ -258,7 +267,7 @@ impl Core {
                 let may_be_ours = found.is_none_or(|kv| kv.lease == lease);
                 let in_doubt = may_be_ours && answer.ambiguous && take == Take::Keep;
                 if in_doubt {
-                    self.settle(head, mark, debt);
+                    self.settle(taking, debt);
                 } else {
                     paid(debt);
                 }
@@ -266,7 +275,7 @@ impl Core {
             }
             // Somebody deletes items by hand.
             (Some(_), None) => {
-                self.settle(head, mark, debt);
+                self.settle(taking, debt);
                 let looked = self.read_look(&look, &reply, 3)?;
                 Ok(Taken::Lost(Looked { head: None, more: Some(look), ..looked }, false))
             }
@@ -274,11 +283,25 @@ impl Core {
     }
 
     /// Settles a take of which nobody knows whether it was applied.
-    fn settle(&self, head: Head, mark: Bytes, debt: Option<Debt>) {
-        let settling = Settler::new(self).take(head.place, head.mod_revision, mark, Tries::of(debt));
+    fn settle(&self, taking: Unsettled, debt: Option<Debt>) {
+        let settling = Settler::new(self).take(taking, Tries::of(debt));
         self.session.cleanup().before_revoke().spawn(settling);
     }
 }
+
+/// What the answer to a take tells: when the claim was put, if that is the take's; the item; and what is counted of it.
+fn claimed<'a>(reply: &'a TxnReply, mark: &[u8]) -> Result<(Option<i64>, Found<'a>, Found<'a>)> {
+    let (ours, item) = match reply.succeeded {
+        true => (Some(reply.header.revision), 2),
+        false => {
+            let claim = reply.found(0)?.first().filter(|kv| kv.value == mark);
+            (claim.map(|kv| kv.create_revision), 1)
+        }
+    };
+    Ok((ours, reply.found(item)?.first(), reply.found(item + 1)?.first()))
+}
+
+type Found<'a> = Option<&'a KeyValue>;
 
 /// Nothing is to be saved.
 fn paid(debt: Option<Debt>) {

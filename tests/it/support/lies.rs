@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb::{
-    LeaseKeepAliveResponse, LeaseTimeToLiveResponse, RangeResponse, TxnRequest, TxnResponse,
+    LeaseGrantResponse, LeaseKeepAliveResponse, LeaseTimeToLiveResponse, RangeResponse, TxnRequest,
+    TxnResponse,
 };
 use etcd_concurrency::{Client, RawService};
 use http::{Request, Response};
@@ -38,6 +39,18 @@ pub(crate) fn client(
 pub(crate) fn of_ranges(fake: &FakeEtcd, lie: impl Fn(&mut RangeResponse) + Send + Sync + 'static) -> Client {
     lying(fake, "/Range", move |_, answer| {
         let mut answer = RangeResponse::decode(answer).expect("an answer in one piece");
+        lie(&mut answer);
+        answer.encode_to_vec()
+    })
+}
+
+/// The same, in the answers to grants.
+pub(crate) fn of_grants(
+    fake: &FakeEtcd,
+    lie: impl Fn(&mut LeaseGrantResponse) + Send + Sync + 'static,
+) -> Client {
+    lying(fake, "/LeaseGrant", move |_, answer| {
+        let mut answer = LeaseGrantResponse::decode(answer).expect("an answer in one piece");
         lie(&mut answer);
         answer.encode_to_vec()
     })

@@ -3,6 +3,7 @@
 mod acks;
 mod backlog;
 mod by_hand;
+mod compacted;
 mod drops;
 mod faults;
 mod full;

@@ -1,6 +1,7 @@
 //! Items that go with the lease unless they are saved, and what keeps them from that for a while: on the fake and its paused
 //! clock.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
@@ -16,7 +17,7 @@ use crate::support::lies;
 use crate::support::requests::deletes;
 
 /// Reads what became of a take.
-fn settles(txn: &TxnRequest) -> bool {
+pub(super) fn settles(txn: &TxnRequest) -> bool {
     txn.compare.is_empty()
         && txn.success.iter().any(|op| match &op.request {
             Some(Request::RequestRange(range)) => {
@@ -43,7 +44,7 @@ async fn taken(fake: &FakeEtcd) -> (Session, Queue, tokio::task::JoinHandle<()>)
     (a, other, taking)
 }
 
-async fn comes_back(fake: &FakeEtcd, other: &Queue) {
+pub(super) async fn comes_back(fake: &FakeEtcd, other: &Queue) {
     until(fake, |fake| count(fake, "items") == 1 && count(fake, "claims") == 0).await;
     assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
     until_clean(fake).await;
@@ -190,7 +191,7 @@ async fn a_wrong_word_of_a_leases_life_loses_no_item() {
 }
 
 /// A put that is refused since the database is full.
-fn full() -> Do {
+pub(super) fn full() -> Do {
     Do::fail(Status::resource_exhausted("etcdserver: mvcc: database space exceeded"))
 }
 
@@ -329,4 +330,41 @@ async fn a_put_whose_lease_is_gone_each_time_pauses() {
     assert!(gone.hits() < 40, "{}", gone.hits());
     comes_back(&fake, &other).await;
     taking.await.unwrap();
+}
+
+/// The lease of a put was granted at a revision that no store has. Where an attempt of the put might have been applied, its past was
+/// asked for from there on: a panic at the last revision that there is, and where there was none the item's own enqueue was taken for
+/// that put. The item was lost.
+#[tokio::test(start_paused = true)]
+async fn a_lease_of_no_revision_fences_no_put() {
+    for revision in [Some(i64::MAX), Some(0), Some(-1), None] {
+        let fake = FakeEtcd::start();
+        let granted = AtomicUsize::new(0);
+        let client = lies::of_grants(&fake, move |answer| {
+            // The second is that of the first put.
+            if granted.fetch_add(1, Ordering::Relaxed) == 1 {
+                match (revision, &mut answer.header) {
+                    (Some(revision), Some(header)) => header.revision = revision,
+                    _ => answer.header = None,
+                }
+            }
+        });
+        let (a, b) = (session(&client).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = || On::rpc(Rpc::Txn).client("default");
+        let lost = fake.fault(on().matching(puts("claims")), Do::lose_reply_by(LoseReply::Hang));
+        let taking = tokio::spawn(async move { drop(taker.dequeue().await.unwrap_err()) });
+        until(&fake, |fake| count(fake, "claims") == 1).await;
+        let refused = fake.fault(on().matching(puts("senders")), full());
+        fake.expire_lease(a.lease());
+        until(&fake, |_| refused.hits() > 0).await;
+        for lease in fake.snapshot().leases.iter().filter(|lease| lease.id != b.lease()) {
+            assert!(fake.revoke_lease(lease.id));
+        }
+        refused.remove();
+        comes_back(&fake, &other).await;
+        taking.await.unwrap();
+        lost.remove();
+    }
 }

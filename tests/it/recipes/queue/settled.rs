@@ -295,3 +295,30 @@ async fn a_job_that_was_dropped_goes_back_after_an_adoption() {
     assert!(adopted.is_valid() && count(&fake, "items") == 1, "{}", fake.snapshot());
     assert_eq!(queue(&adopted, "q").take().await.unwrap().deliveries(), 2);
 }
+
+/// The answer to a take could not be read, and the take had been applied: the item stayed in no consumer's hand for as long as the
+/// session lived, went with it, and each `close` failed.
+#[tokio::test(start_paused = true)]
+async fn a_take_whose_answer_cannot_be_read_is_settled() {
+    for dequeues in [true, false] {
+        let fake = FakeEtcd::start();
+        let client = lies::client(&fake, |txn, answer| {
+            if puts("claims")(txn) {
+                answer.responses.clear();
+            }
+        });
+        let (a, b) = (session(&client).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let taken = match dequeues {
+            true => taker.try_dequeue().await.map(drop),
+            false => taker.try_take().await.map(drop),
+        };
+        let error = taken.unwrap_err();
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+        until(&fake, |fake| count(fake, "claims") == 0).await;
+        a.close().await.expect("it is settled");
+        assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+        until_clean(&fake).await;
+    }
+}
