@@ -35,7 +35,7 @@ use registry::{Carried, Command, Known};
 use state::State;
 pub(crate) use successor::MayRevoke;
 use suspects::Suspects;
-pub(crate) use unsaved::{Debt, Unsaved};
+pub(crate) use unsaved::{Debt, Owed, Unsaved};
 
 /// What a session knows of its lease.
 ///
@@ -143,9 +143,9 @@ impl Lease {
         &self.carried.urgent
     }
 
-    /// What is lost with the lease unless it is saved, of all sessions on it.
-    pub(crate) fn unsaved(&self) -> &Unsaved {
-        &self.carried.unsaved
+    /// What is lost with the lease unless it is saved, of all sessions on it; told and asked for this handle.
+    pub(crate) fn unsaved(&self) -> Unsaved {
+        self.carried.unsaved.of(self.number)
     }
 
     /// Gives the lease away: its adopter is to find it, so none of the sessions on it revokes it.

@@ -1,4 +1,4 @@
-//! What the lease's end loses unless it is saved: told to who closes the session.
+//! What the lease's end loses, or does not end, unless it is settled: told to the caller who closes the session.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,12 +7,41 @@ use crate::error::{Error, ErrorKind, Outcome};
 
 /// What keeps those from being saved that are not yet, of all sessions on one lease: any of them revokes it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unsaved(Arc<Mutex<Known>>);
+pub(crate) struct Unsaved {
+    known: Arc<Mutex<Known>>,
+    /// Of which handle of the lease this is told and asked.
+    handle: u64,
+}
 
 #[derive(Debug, Default)]
 struct Known {
     next: u64,
-    why: BTreeMap<u64, ErrorKind>,
+    open: BTreeMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    handle: u64,
+    owed: Owed,
+    why: ErrorKind,
+}
+
+/// What is to be saved, or settled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Owed {
+    /// An item of a queue, which goes with the lease.
+    Item,
+    /// A hold of a barrier, which stays without the lease.
+    Hold,
+}
+
+impl Owed {
+    fn is_open(self) -> &'static str {
+        match self {
+            Self::Item => "an item that no caller was given is not back in its queue yet",
+            Self::Hold => "a hold that no caller was given is not taken back from its barrier yet",
+        }
+    }
 }
 
 /// One thing that is to be saved. It counts as unsaved from its making until it is [`saved`](Self::saved), also where it
@@ -24,34 +53,51 @@ pub(crate) struct Debt {
 }
 
 impl Unsaved {
-    pub(crate) fn debt(&self) -> Debt {
+    /// The same, for one of the handles of the lease that a client has one after another.
+    pub(super) fn of(&self, handle: u64) -> Self {
+        Self { known: self.known.clone(), handle }
+    }
+
+    pub(crate) fn debt(&self, owed: Owed) -> Debt {
         let mut known = self.known();
         known.next += 1;
         let id = known.next;
         // As long as no attempt has failed, none has been answered.
-        known.why.insert(id, ErrorKind::Timeout);
+        let why = ErrorKind::Timeout;
+        known.open.insert(id, Open { handle: self.handle, owed, why });
         Debt { id, unsaved: self.clone() }
     }
 
     /// The error that it is that something is unsaved.
     pub(crate) fn error(&self) -> Option<Error> {
-        let why = self.known().why.values().next().cloned()?;
-        let error = Error::new(why, Outcome::Unknown);
-        Some(error.because("an item that no caller was given is not back in its queue yet"))
+        self.first(|_| true)
+    }
+
+    /// As [`error`](Self::error), but for what is owed by later handles, which go on with the lease.
+    pub(crate) fn error_so_far(&self) -> Option<Error> {
+        self.first(|open| open.handle <= self.handle)
+    }
+
+    fn first(&self, counts: impl Fn(&Open) -> bool) -> Option<Error> {
+        let known = self.known();
+        let open = known.open.values().find(|open| counts(open))?;
+        Some(Error::new(open.why.clone(), Outcome::Unknown).because(open.owed.is_open()))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Debt {
     pub(crate) fn failed(&self, why: &ErrorKind) {
-        self.unsaved.known().why.insert(self.id, why.clone());
+        if let Some(open) = self.unsaved.known().open.get_mut(&self.id) {
+            open.why = why.clone();
+        }
     }
 
     pub(crate) fn saved(&self) {
-        self.unsaved.known().why.remove(&self.id);
+        self.unsaved.known().open.remove(&self.id);
     }
 }
 
@@ -63,7 +109,7 @@ mod tests {
     fn what_is_unsaved_is_told_until_it_is_saved() {
         let unsaved = Unsaved::default();
         assert!(unsaved.error().is_none());
-        let (one, other) = (unsaved.debt(), unsaved.debt());
+        let (one, other) = (unsaved.debt(Owed::Item), unsaved.debt(Owed::Hold));
         assert_eq!(*unsaved.error().expect("two are unsaved").kind(), ErrorKind::Timeout);
         one.failed(&ErrorKind::NoSpace);
         other.failed(&ErrorKind::PermissionDenied);
@@ -72,5 +118,19 @@ mod tests {
         // Given up.
         drop(other);
         assert_eq!(*unsaved.error().expect("one is unsaved").kind(), ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_handle_can_be_asked_without_the_later_ones() {
+        let all = Unsaved::default();
+        let [first, second, third] = [1, 2, 3].map(|handle| all.of(handle));
+        let debt = second.debt(Owed::Item);
+        assert!(first.error_so_far().is_none());
+        for later in [&second, &third] {
+            assert!(later.error_so_far().is_some());
+        }
+        assert!(first.error().is_some(), "a revoke ends the lease for all");
+        debt.saved();
+        assert!(third.error_so_far().is_none() && first.error().is_none());
     }
 }

@@ -3,11 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
 use crate::lease::suspects::Suspect;
 use crate::session::Session;
+use crate::session::cleanup::Debt;
 use crate::session::straggler::delete_each;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -75,11 +77,12 @@ impl Barrier {
     /// client's request timeout.
     ///
     /// # Cancel safety
-    /// A hold whose future is dropped is taken back in the background; closing the session waits for that.
+    /// A hold whose future is dropped is taken back in the background; closing the session waits for that, and fails where it
+    /// is not done in time, since the session's end would leave the hold. So it does for one whose future is kept and not polled.
     pub async fn hold(&self) -> Result<()> {
         self.session.check()?;
         let holding = async {
-            let (hold, mark) = self.session.cleanup().finish(self.clone().put()).await?;
+            let (mut hold, mark) = self.session.cleanup().finish(self.clone().put()).await?;
             // Never in the background: what is taken back only after it was made to last stays where that fails.
             hold.stay(mark).await?;
             Ok(hold)
@@ -150,7 +153,7 @@ impl Barrier {
             Err(error) if error.outcome() == Outcome::NotApplied => return Err(error),
             Err(error) => self.read_back(mark.clone()).await.ok_or(error)?,
         };
-        Ok((Hold { barrier: self, held_since, kept: false }, mark))
+        Ok((Hold { barrier: self, held_since, owed: None, kept: false }, mark))
     }
 
     /// Since when there is a hold of this mark, that may have been put. Where there is none, it is looked out for.
@@ -215,19 +218,29 @@ struct Hold {
     barrier: Barrier,
     /// Its create_revision.
     held_since: i64,
+    /// Once it may outlast the lease.
+    owed: Option<(Debt, TaskTrackerToken)>,
     kept: bool,
 }
 
 impl Hold {
     /// Makes it last without the session's lease.
-    async fn stay(&self, mark: Bytes) -> Result<()> {
+    async fn stay(&mut self, mark: Bytes) -> Result<()> {
         let Barrier { session, key, .. } = &self.barrier;
         // The same value under the same guard: twice is once, and late it is refused.
         let txn = Txn::new()
             .compare(Compare::create_revision(key.clone()).is(self.held_since))
             .success(Op::put(key.clone(), mark));
         let unknown = |error: Error| error.with_outcome(Outcome::Unknown);
-        if session.transact(txn, Repeat::Harmless).await.map_err(unknown)?.value.succeeded {
+        // Before it is sent: the answer may never be looked at.
+        self.owed = Some(session.cleanup().hold());
+        let stays = session.transact(txn, Repeat::Harmless).await;
+        let is_on_the_lease = stays.as_ref().is_err_and(|error| error.outcome() == Outcome::NotApplied);
+        let is_gone = stays.as_ref().is_ok_and(|answer| !answer.value.succeeded);
+        if is_on_the_lease || is_gone {
+            settled(&mut self.owed);
+        }
+        if stays.map_err(unknown)?.value.succeeded {
             return Ok(());
         }
         // Another has released it since, or it went with the lease.
@@ -239,6 +252,7 @@ impl Hold {
 
     fn keep(mut self) -> i64 {
         self.kept = true;
+        settled(&mut self.owed);
         self.held_since
     }
 }
@@ -250,9 +264,17 @@ impl Drop for Hold {
         }
         let (settler, hold) = (self.barrier.session.settler(), [(self.barrier.key.clone(), self.held_since)]);
         let client = settler.client().clone();
-        settler.settle_for_good("a barrier's hold", move || {
+        let (debt, _counted) = self.owed.take().unzip();
+        settler.settle_for_good("a barrier's hold", debt, move || {
             let (client, txn) = (client.clone(), delete_each(&hold));
             async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
         });
+    }
+}
+
+/// It does not outlast the lease, or is its caller's.
+fn settled(owed: &mut Option<(Debt, TaskTrackerToken)>) {
+    if let Some((debt, _)) = owed.take() {
+        debt.saved();
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::Error;
 pub(crate) use crate::lease::Debt;
-use crate::lease::{Lease, Unsaved};
+use crate::lease::{Lease, Owed, Unsaved};
 
 /// The background tasks of one session.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ impl Cleanup {
     /// What must end before the lease is revoked, and what is lost with it, is counted for all sessions on the lease, as any of them
     /// revokes it.
     pub(super) fn of(runtime: Handle, lease: &Arc<Lease>) -> Self {
-        let (urgent, unsaved) = (lease.urgent().clone(), lease.unsaved().clone());
+        let (urgent, unsaved) = (lease.urgent().clone(), lease.unsaved());
         urgent.close();
         Self { urgent, unsaved, lease: Some(lease.clone()), ..Self::new(runtime) }
     }
@@ -62,12 +62,22 @@ impl Cleanup {
 
     /// Something that the lease's end loses unless it is saved: until it is, closing the session says so.
     pub(crate) fn debt(&self) -> Debt {
-        self.unsaved.debt()
+        self.unsaved.debt(Owed::Item)
     }
 
-    /// The error that it is that something is not saved.
+    /// A hold of a barrier that may outlast the lease without an owner: until it is known not to, closing the session says so.
+    /// Closing waits for the token.
+    pub(crate) fn hold(&self) -> (Debt, TaskTrackerToken) {
+        (self.unsaved.debt(Owed::Hold), self.tasks.token())
+    }
+
+    /// The error that it is that something is not saved. Where the lease is another's, what that one is about to do says
+    /// nothing of this session's end.
     pub(super) fn unsaved(&self) -> Option<Error> {
-        self.unsaved.error()
+        match self.lease.as_ref().is_some_and(|lease| lease.is_anothers()) {
+            true => self.unsaved.error_so_far(),
+            false => self.unsaved.error(),
+        }
     }
 
     /// Waits until the work that must be done before the lease is revoked has ended.

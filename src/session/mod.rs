@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
@@ -184,12 +185,17 @@ impl Session {
     /// known yet whether it is: with what keeps it from being put there, such as
     /// [`NoSpace`](ErrorKind::NoSpace) while the server's database is full, or [`Timeout`](ErrorKind::Timeout) while the server
     /// has not answered. The client goes on trying in the background, and another call tells how that stands; a
-    /// process that ends before takes the item along.
+    /// process that ends before takes the item along. Where this client has adopted the lease again, what the sessions on it
+    /// since then are about to take does not count.
+    ///
+    /// In the same way, where a hold of a [`Barrier`](crate::Barrier) whose [`hold`](crate::Barrier::hold) failed, was dropped, or
+    /// is kept and not polled, is not taken back, or it is not known yet whether it is: a process that ends before leaves the
+    /// barrier held.
     ///
     /// # Cancel safety
     /// The revoke goes on in the background.
     pub async fn close(&self) -> Result<()> {
-        let (inner, lease) = (&self.inner, self.lease_handle());
+        let (inner, lease, began) = (&self.inner, self.lease_handle(), Instant::now());
         let remaining = lease.remaining();
         // The caller may hold a borrow of the state.
         lease.end(LostReason::Closed);
@@ -210,8 +216,13 @@ impl Session {
                 self.cleanup().may_revoke().await;
             }
         };
-        if tokio::time::timeout(self.patience(), drained).await.is_err() {
-            tracing::debug!("work is left in the background: the lease's end will settle it");
+        // Where the lease is not revoked, some of it waits for an adoption, which may never come.
+        let patience = match revoked {
+            Ok(()) => self.patience(),
+            Err(_) => self.patience().saturating_sub(began.elapsed()),
+        };
+        if tokio::time::timeout(patience, drained).await.is_err() {
+            tracing::debug!("work is left in the background");
         }
         lease.told().await;
         revoked?;

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::cleanup::Cleanup;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Result};
-use crate::lease::Lease;
+use crate::lease::{Debt, Lease};
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat, is_of_rights};
 use crate::txn::{Txn, TxnReply};
@@ -104,9 +104,14 @@ impl Settler {
     }
 
     /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session. Closing the
-    /// session waits for it, for as long as its patience lasts: the process may end then.
-    pub(crate) fn settle_for_good<F>(&self, what: &'static str, mut work: impl FnMut() -> F + Send + 'static)
-    where
+    /// session waits for it, for as long as its patience lasts: the process may end then. Where that must not go untold, a debt
+    /// tells how it stands.
+    pub(crate) fn settle_for_good<F>(
+        &self,
+        what: &'static str,
+        debt: Option<Debt>,
+        mut work: impl FnMut() -> F + Send + 'static,
+    ) where
         F: Future<Output = Result<()>> + Send + 'static,
     {
         let client = self.client().clone();
@@ -114,6 +119,7 @@ impl Settler {
         cleanup.spawn(async move {
             let (mut backoff, mut refused) = (Backoff::default(), Duration::ZERO);
             while let Err(error) = work().await {
+                debt.iter().for_each(|debt| debt.failed(error.kind()));
                 let mut pause = backoff.next();
                 if is_of_rights(error.kind()) && refused < LONGEST_REFUSED {
                     // The longer, the rarer.
@@ -126,6 +132,7 @@ impl Settler {
                 tracing::debug!(%error, what, "not settled yet; trying again");
                 sleep(pause).await;
             }
+            debt.iter().for_each(Debt::saved);
         });
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{LostReason, Session, SessionState};
-use tokio::time::timeout;
+use etcd_concurrency::{LostReason, Mutex, Session, SessionState};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -30,6 +30,23 @@ async fn a_close_that_failed_is_not_ok_when_it_is_called_again() {
     session.close().await.unwrap_err();
     down.remove();
     timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked in the background");
+}
+
+/// The server was away when a session was closed that had just dropped a guard. The revoke was tried for as long as the client
+/// waits for an answer. Then the close waited for as long again, for a release that waited for the lease to be adopted.
+#[tokio::test(start_paused = true)]
+async fn a_close_that_fails_takes_its_patience_once() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(600)).open().await.unwrap();
+    let guard = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+    let down = [Rpc::Txn, Rpc::LeaseRevoke].map(|rpc| fake.fault(On::rpc(rpc), Do::cut()));
+    drop(guard);
+    let began = Instant::now();
+    session.close().await.unwrap_err();
+    assert!(began.elapsed() < S(11), "{:?}", began.elapsed());
+    down.iter().for_each(|down| down.remove());
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0);
 }
 
 /// What the server refuses for good is told to each who closes, and asked anew each time.

@@ -163,8 +163,9 @@ impl Drop for Seat {
             .success(Op::delete(self.coming.clone()))
             .success(Op::delete(self.key.clone()))
             .success(Op::txn(self.ends_round()));
-        // The lease's end would settle it, too, but may be far off where the session was given up on this side alone.
-        self.session.settler().settle_for_good("a participant of a double barrier", move || {
+        // The lease's end would settle it, too, but may be far off where the session was given up on this side alone. What that
+        // leaves is a ready key without participants, which the next round takes away: no reason for a close to fail.
+        self.session.settler().settle_for_good("a participant of a double barrier", None, move || {
             let (_under_way, txn) = (&departure, both.clone());
             let client = client.clone();
             async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::pb::etcdserverpb::{RangeRequest, TxnRequest};
+use etcd_concurrency::pb::etcdserverpb::{RangeRequest, RequestOp, TxnRequest, request_op::Request};
 use etcd_concurrency::{Barrier, ErrorKind, LostReason, Op, Outcome, Session, Txn};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -24,6 +24,12 @@ fn barrier(session: &Session, name: &str) -> Barrier {
 
 fn writes(txn: &TxnRequest) -> bool {
     !txn.compare.is_empty()
+}
+
+fn puts_with_a_lease(txn: &TxnRequest) -> bool {
+    let with_a_lease =
+        |op: &RequestOp| matches!(&op.request, Some(Request::RequestPut(put)) if put.lease != 0);
+    txn.success.iter().any(with_a_lease)
 }
 
 on_every_backend! {
@@ -282,6 +288,65 @@ async fn closing_waits_until_a_dropped_hold_is_taken_back() {
     assert!(holding.await.unwrap_err().is_cancelled());
     session.close().await.unwrap();
     assert!(fake.snapshot().get("gate").is_none(), "nothing is left to be done");
+}
+
+/// A hold was made to last, which its caller was not told of: the replies were lost, or its future was kept and not polled. It
+/// was not taken back when the session was closed, and no lease's end does that. `close` said that all was well, the process
+/// ended, and the barrier stayed held without an owner.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_a_hold_that_is_not_taken_back() {
+    for polled in [true, false] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+        let gate = barrier(&session, "gate");
+        let writes = || On::rpc(Rpc::Txn).client("a").matching(writes);
+        let lost = match polled {
+            true => Do::lose_reply_by(LoseReply::Hang),
+            false => Do::delay_reply(S(1)),
+        };
+        fake.fault(writes().nth(2), lost);
+        let mut holding = Box::pin(gate.hold());
+        tokio::select! {
+            biased;
+            _ = &mut holding => panic!("the answer takes longer"),
+            () = fake.until(|fake| fake.snapshot().get("gate").is_some_and(|kv| kv.lease == 0)) => {}
+        }
+        let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+        let refused = fake.fault(writes(), Do::fail(denied));
+        let expected = if polled {
+            assert_eq!((&mut holding).await.unwrap_err().outcome(), Outcome::Unknown);
+            ErrorKind::PermissionDenied
+        } else {
+            ErrorKind::Timeout
+        };
+        for _ in 0..2 {
+            let error = session.close().await.expect_err("the barrier is held, and no caller holds it");
+            assert_eq!((error.kind(), error.outcome()), (&expected, Outcome::Unknown));
+            assert_eq!(fake.leases(), 0);
+            assert!(fake.snapshot().get("gate").is_some());
+        }
+        refused.remove();
+        drop(holding);
+        let gone = fake.until(|fake| fake.snapshot().get("gate").is_none());
+        timeout(S(60), gone).await.expect("taken back");
+        session.close().await.expect("nothing is left to be done");
+    }
+}
+
+/// One that was not made to last goes with the lease, whether or not the client may take it back: no reason to fail.
+#[tokio::test(start_paused = true)]
+async fn closing_is_ok_where_a_hold_goes_with_the_lease() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let gate = barrier(&session, "gate");
+    let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+    let on = On::rpc(Rpc::Txn).client("a").matching(|txn| writes(txn) && !puts_with_a_lease(txn));
+    let refused = fake.fault(on, Do::fail(denied));
+    let error = gate.hold().await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::PermissionDenied, Outcome::Unknown));
+    assert!(fake.snapshot().get("gate").is_some_and(|kv| kv.lease == session.lease()));
+    session.close().await.expect("the lease takes it along");
+    assert!(refused.hits() > 0 && fake.snapshot().get("gate").is_none());
 }
 
 /// One waited at a barrier while its watch could not be opened. The barrier was released, and held by another before the

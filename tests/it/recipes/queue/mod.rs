@@ -1,6 +1,7 @@
 //! Queues: on the fake and on every real version, from the same bodies.
 
 mod acks;
+mod adopted;
 mod backlog;
 mod by_hand;
 mod compacted;
