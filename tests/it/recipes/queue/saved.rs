@@ -17,7 +17,7 @@ use crate::support::lies;
 use crate::support::requests::deletes;
 
 /// Reads what became of a take.
-pub(super) fn settles(txn: &TxnRequest) -> bool {
+fn settles(txn: &TxnRequest) -> bool {
     txn.compare.is_empty()
         && txn.success.iter().any(|op| match &op.request {
             Some(Request::RequestRange(range)) => {
