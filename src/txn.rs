@@ -68,32 +68,29 @@ impl Txn {
 
     /// A put that it may make for which this holds.
     pub(crate) fn puts_any(&self, is: &impl Fn(&pb::PutRequest) -> bool) -> Option<&pb::PutRequest> {
-        fn any<'a>(op: &'a Request, is: &impl Fn(&pb::PutRequest) -> bool) -> Option<&'a pb::PutRequest> {
-            match op {
-                Request::RequestPut(put) => is(put).then_some(put),
-                Request::RequestTxn(txn) => {
-                    let mut inner = txn.success.iter().chain(&txn.failure);
-                    inner.find_map(|op| any(op.request.as_ref()?, is))
-                }
-                Request::RequestRange(_) | Request::RequestDeleteRange(_) => None,
-            }
-        }
-        self.success.iter().chain(&self.failure).find_map(|Op(op)| any(op, is))
+        self.find(&|op| match op {
+            Request::RequestPut(put) => is(put).then_some(put),
+            _ => None,
+        })
     }
 
     /// True where it may delete something.
     pub(crate) fn may_delete(&self) -> bool {
-        fn deletes(op: &Request) -> bool {
+        self.find(&|op| matches!(op, Request::RequestDeleteRange(_)).then_some(())).is_some()
+    }
+
+    /// What is found first in an operation that it may do, those of transactions within it included.
+    fn find<'a, T>(&'a self, look: &impl Fn(&'a Request) -> Option<T>) -> Option<T> {
+        fn within<'a, T>(op: &'a Request, look: &impl Fn(&'a Request) -> Option<T>) -> Option<T> {
             match op {
-                Request::RequestDeleteRange(_) => true,
                 Request::RequestTxn(txn) => {
                     let mut inner = txn.success.iter().chain(&txn.failure);
-                    inner.any(|op| op.request.as_ref().is_some_and(deletes))
+                    inner.find_map(|op| within(op.request.as_ref()?, look))
                 }
-                Request::RequestRange(_) | Request::RequestPut(_) => false,
+                _ => look(op),
             }
         }
-        self.success.iter().chain(&self.failure).any(|Op(op)| deletes(op))
+        self.success.iter().chain(&self.failure).find_map(|Op(op)| within(op, look))
     }
 
     /// True if the failure operations can never be reached.

@@ -11,12 +11,13 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::clock::Moment;
+use super::lock;
 
 /// A clock that counts suspension.
 #[derive(Clone)]
@@ -131,7 +132,7 @@ impl SystemLead {
     /// Counts what the wall clock has jumped by. The lead is read under the lock, where no user's code runs: a thread that
     /// asks meanwhile waits for the jump to be counted, and goes on with it.
     fn note(&self, lead: impl FnOnce() -> Option<i128>) {
-        let mut wall = self.wall.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wall = lock(&self.wall);
         let Some(jumped) = lead().and_then(|lead| wall.see(lead)) else { return };
         self.jumped.fetch_add(nanos(jumped), Ordering::Relaxed);
         drop(wall);

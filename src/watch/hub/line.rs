@@ -44,6 +44,14 @@ impl Line {
             Self::Open(_, stream) => Heard::Message(stream.message().await),
         }
     }
+
+    /// Where it leads.
+    pub(super) fn route(&self) -> Route {
+        match self {
+            Self::Opening(requests, _) | Self::Open(requests, _) => requests.route.clone(),
+            Self::Down(_) => Route::default(),
+        }
+    }
 }
 
 /// Leads the next stream elsewhere, where this route's end is to blame.

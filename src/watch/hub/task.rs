@@ -221,17 +221,9 @@ impl Task {
                 self.broken(Error::new(ErrorKind::Disconnected, Outcome::NotApplied).at(RPC));
             }
             Heard::Message(Err(status)) => {
-                let error = self.shared.transport.stream_error(RPC, status, &self.route());
+                let error = self.shared.transport.stream_error(RPC, status, &self.line.route());
                 self.broken(error);
             }
-        }
-    }
-
-    /// Where the stream leads.
-    fn route(&self) -> Route {
-        match &self.line {
-            Line::Opening(requests, _) | Line::Open(requests, _) => requests.route.clone(),
-            Line::Down(_) => Route::default(),
         }
     }
 
@@ -245,8 +237,8 @@ impl Task {
         let now = Instant::now().into_std();
         let transport = &self.shared.transport;
         let response = transport.watched(response);
-        let route = self.route();
-        let judge = |reason: &str| judge(transport, &route, reason);
+        let line = &self.line;
+        let judge = |reason: &str| judge(transport, &line.route(), reason);
         match self.table.respond(response, &judge) {
             Turn::Heard => self.pulse.heard(now),
             Turn::Refused => self.pulse.answered(now, self.table.is_asking()),
