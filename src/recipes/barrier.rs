@@ -114,7 +114,7 @@ impl Barrier {
         self.session.cleanup().finish(self.clone().delete()).await
     }
 
-    /// Waits until nobody holds the barrier; returns at once if nobody does. Who finds a later hold than the one that it
+    /// Waits until no client holds the barrier; returns at once if none does. One that finds a later hold than the one that it
     /// waits for goes on, too: the barrier was open in between.
     ///
     /// One RPC, beside a watch of the key; none when it is released. Every one to two minutes one more looks after

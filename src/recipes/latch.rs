@@ -96,7 +96,7 @@ impl CountDownLatch {
 
     /// Waits until the latch is open; returns at once if it is.
     ///
-    /// One RPC, beside a watch, and one more where nobody has made the latch yet; none when it opens, unless the watch's
+    /// One RPC, beside a watch, and one more where the latch is yet to be made; none when it opens, unless the watch's
     /// stream was opened again. Every one to two minutes one more looks after what old servers may have lost.
     ///
     /// A latch that is reset so soon after it opened that the server has compacted both before this client could be told

@@ -189,7 +189,7 @@ async fn a_guard_that_deletes_its_own_key_is_told() {
     }
 }
 
-/// The key of a leader had been put long ago, and its past was compacted. Whoever waited for its loss watched from the put on:
+/// The key of a leader had been put long ago, and its past was compacted. The task that waited for its loss watched from the put on:
 /// the server refused that, and the key had to be read before it was watched, each time.
 #[tokio::test(start_paused = true)]
 async fn the_past_of_a_key_is_not_asked_for() {

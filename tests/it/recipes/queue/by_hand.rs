@@ -16,7 +16,7 @@ async fn delete(fake: &FakeEtcd, prefixes: &[&str]) {
 }
 
 /// A dequeue was dropped, and its give-back is on the way: the session that took the item, and another's queue.
-async fn on_its_way_back() -> (FakeEtcd, Session, Queue) {
+pub(super) async fn on_its_way_back() -> (FakeEtcd, Session, Queue) {
     let fake = FakeEtcd::start();
     let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
     let (taker, other) = (queue(&a, "q"), queue(&b, "q"));

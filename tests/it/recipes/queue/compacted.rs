@@ -7,6 +7,7 @@ use etcd_concurrency::fake::{Do, FakeEtcd, Fault, LoseReply, On, Rpc};
 use etcd_concurrency::{ErrorKind, LostReason, Op, Outcome, Txn};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::by_hand::on_its_way_back;
 use super::faults::{S, count, puts, session, until, until_clean};
 use super::full::{AlarmAction, alarm};
 use super::saved::{comes_back, full};
@@ -199,14 +200,7 @@ async fn closing_at_once_is_ok_after_a_compaction() {
 /// until it had come by the session's own revoke, and the item taken for one that had gone with it: it came back.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_was_deleted_does_not_come_back_as_its_session_is_closed() {
-    let fake = FakeEtcd::start();
-    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
-    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
-    other.enqueue("item").await.unwrap();
-    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
-    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
-    timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
-    sleep(S(1)).await;
+    let (fake, a, _other) = on_its_way_back().await;
     let all = ["q/claims/", "q/items/"].map(Op::delete_prefix);
     fake.client().txn(all.into_iter().fold(Txn::new(), Txn::success)).await.unwrap();
     a.close().await.expect("nothing is to be saved");
