@@ -239,11 +239,12 @@ impl Lease {
             SessionState::Lost(earlier) => (earlier, false),
             _ => {
                 *state = SessionState::Lost(reason);
+                // Before it can be seen that the lease is lost.
+                *lock(&self.carried.lost_at) = Some(Instant::now());
                 (reason, true)
             }
         });
         if ended {
-            *lock(&self.carried.lost_at) = Some(Instant::now());
             self.ended.cancel();
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));

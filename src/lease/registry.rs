@@ -54,7 +54,7 @@ pub(super) struct Carried {
     pub(super) unsaved: Unsaved,
     /// How many revokes were sent that may be applied at any time.
     pub(super) revokes: AtomicU32,
-    /// One of them was answered: the lease is gone.
+    /// The lease is gone: one of them was answered, or the server has said so.
     pub(super) revoked: AtomicBool,
     /// How many handles of the lease there have been, the newest of them that a keep-alive has proven, and the newest that
     /// was given away; 0 for none.
@@ -63,7 +63,9 @@ pub(super) struct Carried {
     pub(super) given_away: AtomicU64,
     /// When the last of them was lost that was.
     pub(super) lost_at: Mutex<Option<Instant>>,
-    /// Tells that the lease was adopted again, or was revoked.
+    /// When the server is asked next whether it has the lease that was lost; None before the first time.
+    pub(super) next_look: Mutex<Option<Instant>>,
+    /// Tells that the lease was adopted again, or is gone.
     pub(super) decided: Notify,
 }
 

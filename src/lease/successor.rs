@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Lease, SessionState, lock};
 use crate::error::LostReason;
+use crate::watch::second_look;
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Lease {
         }
     }
 
-    /// A revoke was answered: the lease is gone.
+    /// A revoke was answered, or the server said that it has the lease no more.
     pub(crate) fn was_revoked(&self) {
         self.carried.revoked.store(true, Ordering::Relaxed);
         self.carried.decided.notify_waiters();
@@ -106,8 +107,11 @@ impl Lease {
         self.suspects().is_taken_up(key, create_revision, self.number)
     }
 
-    /// Waits for this client to adopt the lease again after it was lost here: until a TTL has passed since the last loss. False
-    /// also once it is revoked. A revoke that is under way decides nothing: it may be refused.
+    /// Waits for this client to adopt the lease again after it was lost here. False once the server has it no more. A revoke that
+    /// is under way decides nothing: it may be refused.
+    ///
+    /// For a TTL after the loss no server is asked. Then one of those who wait asks for all: a new leader keeps a lease for
+    /// another TTL, and one that it keeps may be adopted.
     pub(crate) async fn adopted_again(&self) -> bool {
         loop {
             // Made before the look: no change is missed.
@@ -115,14 +119,35 @@ impl Lease {
             if self.successor().is_some() {
                 return true;
             }
-            let lost_at = (*lock(&self.carried.lost_at)).unwrap_or_else(Instant::now);
-            let end = lost_at + self.ttl();
-            let revoked = self.carried.revoked.load(Ordering::Relaxed);
-            if revoked || Instant::now() >= end {
+            if self.carried.revoked.load(Ordering::Relaxed) {
                 return false;
             }
-            // Where it has passed, there may have been another loss meanwhile.
-            let _ = timeout_at(end, decided).await;
+            let look = self.next_look();
+            // There may have been another loss meanwhile, or another's look.
+            if timeout_at(look, decided).await.is_ok() || !self.takes_look(look) {
+                continue;
+            }
+            match self.is_over().await {
+                Ok(true) => self.was_revoked(),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "whether a lease is gone is asked again later"),
+            }
         }
+    }
+
+    /// When the server is asked next whether it has the lease yet.
+    fn next_look(&self) -> Instant {
+        let lost_at = (*lock(&self.carried.lost_at)).unwrap_or_else(Instant::now);
+        let looked = *lock(&self.carried.next_look);
+        looked.map_or(lost_at + self.ttl(), |looked| looked.max(lost_at + self.ttl()))
+    }
+
+    /// False where another has this look, or there was another loss meanwhile.
+    fn takes_look(&self, look: Instant) -> bool {
+        let is_due = self.next_look() <= look;
+        if is_due {
+            *lock(&self.carried.next_look) = Some(Instant::now() + second_look());
+        }
+        is_due
     }
 }

@@ -292,3 +292,62 @@ async fn what_an_adopter_has_taken_up_is_left_to_the_next() {
     leadership.resign().await.unwrap();
     assert!(fake.snapshot().keys.is_empty());
 }
+
+/// A key could not be deleted before its session was lost, nor the lease revoked. A new leader kept the lease for another TTL, and
+/// the client adopted it in that time: what was to delete the key had ended after the first, so it stayed for as long as the
+/// adopter lived.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_a_new_leader_keeps_longer_leaves_no_key_to_the_adopter() {
+    for given_up in [true, false] {
+        let fake = FakeEtcd::start();
+        let client = fake.client();
+        let session = open(&client, S(600)).await;
+        let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+        let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
+        let down = fake.fault(On::rpc(Rpc::Txn), Do::cut());
+        let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+        let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+        let mut guards = Some((guard, reading));
+        if given_up {
+            drop(guards.take());
+        }
+        assert_eq!(session.lost().await, LostReason::Expired);
+        let looks = fake.fault(On::rpc(Rpc::LeaseTimeToLive), Do::default());
+        drop(guards);
+        let lease = session.lease();
+        drop(session);
+        sleep(S(250)).await;
+        fake.leader_loss(Duration::ZERO);
+        // Longer than a TTL after the loss.
+        sleep(S(500)).await;
+        assert!((1..10).contains(&looks.hits()), "one asks for all: {}", looks.hits());
+        unheard.remove();
+        down.remove();
+        refuses.remove();
+        let adopted = Session::builder(&client).lease(lease).open().await.unwrap();
+        let gone = fake.until(|fake| fake.snapshot().keys.is_empty());
+        assert!(timeout(S(20), gone).await.is_ok(), "{given_up}: {}", fake.snapshot());
+        assert!(adopted.is_valid());
+    }
+}
+
+/// Where no session adopts the lease, those who wait for that end with it.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_has_ended_is_asked_for_no_more() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = open(&client, S(60)).await;
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
+    let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive).times(20), Do::vanish());
+    assert_eq!(session.lost().await, LostReason::Expired);
+    drop((guard, reading));
+    let looks = fake.fault(On::rpc(Rpc::LeaseTimeToLive), Do::default());
+    sleep(S(300)).await;
+    unheard.remove();
+    let asked = looks.hits();
+    assert!((1..4).contains(&asked), "{asked}");
+    sleep(S(3600)).await;
+    assert_eq!(looks.hits(), asked);
+    assert_eq!(fake.leases(), 0);
+}

@@ -90,30 +90,6 @@ async fn event(
     }
 }
 
-/// Whether a key was put after a revision that nothing puts any more: it may be gone again. An error also where that is compacted.
-pub(super) async fn was_put(client: &Client, key: &Bytes, after: i64) -> Result<bool> {
-    let range = pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
-    let found = client.transport().range(range).await?;
-    if found.kvs.iter().any(|kv| kv.mod_revision > after) {
-        return Ok(true);
-    }
-    let now = found.header.map_or(0, |header| header.revision);
-    let mut watcher = client.watch(Watch::key(key).no_delete().from_revision(after.saturating_add(1)));
-    let patience = client.transport().limits().request_timeout;
-    let not_told = || Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch");
-    match timeout(patience, watcher.created()).await {
-        // It had all of it by then, and tells what there was within a moment.
-        Ok(Ok(revision)) if revision >= now => {}
-        Ok(Err(error)) => return Err(error),
-        Ok(Ok(_)) | Err(_) => return Err(not_told()),
-    }
-    match timeout(patience, watcher.next()).await {
-        Ok(events) => events.map(|events| !events.events.is_empty()),
-        Err(_) if watcher.is_live() => Ok(false),
-        Err(_) => Err(not_told()),
-    }
-}
-
 /// A key as it was at a revision; None where it was missing. An error also where that is compacted.
 pub(super) async fn read_at(client: &Client, key: &Bytes, revision: i64) -> Result<Option<KeyValue>> {
     let range = pb::RangeRequest { key: key.clone(), revision, ..Default::default() };

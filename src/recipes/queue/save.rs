@@ -8,18 +8,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::back::Tries;
 use super::core::Item;
-use super::fate::was_put;
 use super::settle::Settler;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::ids;
-use crate::key::unique_key;
+use crate::key::{prefix_end, unique_key};
 use crate::pb::etcdserverpb as pb;
 use crate::transport::retry::{Backoff, Repeat};
-use crate::txn::{Compare, Op, Txn};
+use crate::txn::{Compare, Op, Txn, revision};
+use crate::watch::Watch;
 
 impl Settler {
     /// Puts an item again, at the end of the queue.
@@ -92,15 +92,54 @@ impl Settler {
 
     /// Whether an attempt was applied before the lease ended that it was made with. None will be.
     async fn was_saved(&self, item: &Item, unput_at: i64, tries: &mut Tries) -> Result<bool> {
-        let key = self.keys.item(&item.place);
         loop {
-            match was_put(self.client(), &key, unput_at).await {
+            let fence = self.grant(tries).await?;
+            let told = self.was_put(&self.keys.item(&item.place), unput_at, fence.lease).await;
+            if let Err(error) = self.client().transport().lease_revoke(fence.lease).await {
+                tracing::debug!(%error, "the lease of a mark is left to its TTL");
+            }
+            match told {
+                Err(error) if *error.kind() == ErrorKind::LeaseNotFound => tries.pause().await,
                 Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     self.again(tries, error).await?;
                 }
                 told => return told,
             }
         }
+    }
+
+    /// Whether an item's key was put after a revision, that nothing puts any more: it may be gone again. An error also where that is
+    /// compacted.
+    ///
+    /// A watch tells what was put, but says nowhere that it has told all, and may lag by any time. So a mark is put behind what
+    /// is asked for, with this lease, and one watch is told of both: in their order.
+    async fn was_put(&self, key: &Bytes, after: i64, lease: i64) -> Result<bool> {
+        let range = pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
+        let found = self.client().transport().range(range).await?;
+        if found.kvs.iter().any(|kv| kv.mod_revision > after) {
+            return Ok(true);
+        }
+        let now = revision(&found)?;
+        let mark = unique_key(&self.keys.senders, lease);
+        self.send(&Txn::new().success(Op::put_with_lease(mark, Bytes::new(), lease)), Repeat::Harmless).await?;
+        // Nothing but keys of the queue sorts between the two.
+        let both = Watch::range(key, prefix_end(&self.keys.senders));
+        let mut watcher = self.client().watch(both.no_delete().from_revision(after.saturating_add(1)));
+        let told = async {
+            loop {
+                for kv in watcher.next().await?.events.into_iter().filter_map(|event| event.kv) {
+                    match kv.mod_revision > now {
+                        true => return Ok(false),
+                        false if kv.key == key && kv.mod_revision > after => return Ok(true),
+                        false => {}
+                    }
+                }
+            }
+        };
+        let patience = self.client().transport().limits().request_timeout;
+        timeout(patience, told).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch"))
+        })
     }
 
     async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {

@@ -199,13 +199,13 @@ impl Settler {
     }
 
     /// The same for what the end of the lease does, too. Where the session is orphaned another may keep the lease alive, and
-    /// after its deadline this client, if it adopts the lease again.
+    /// after its deadline, or a close whose revoke was refused, this client, if it adopts the lease again.
     pub(super) async fn while_leased(self, txn: Txn) {
         let lease = self.lease().clone();
         let ended = async {
             let is_kept = match lease.lost().await {
                 LostReason::Orphaned => true,
-                LostReason::Expired => lease.adopted_again().await,
+                LostReason::Expired | LostReason::Closed => lease.is_away() || lease.adopted_again().await,
                 _ => false,
             };
             if is_kept {

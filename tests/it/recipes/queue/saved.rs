@@ -249,6 +249,35 @@ async fn an_item_is_saved_once_though_the_lease_of_its_put_is_gone() {
     }
 }
 
+/// An attempt was applied, and another consumer had the item since, when the lease of the put was found to be gone. The watch that
+/// was to tell of the put was served late; ten quiet seconds were taken for its word that there was none, and the item came
+/// again.
+#[tokio::test(start_paused = true)]
+async fn a_put_that_is_told_late_is_not_made_twice() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    let leases = |fake: &FakeEtcd| fake.snapshot().leases.iter().map(|lease| lease.id).collect::<Vec<_>>();
+    let others = leases(&fake).into_iter().find(|id| *id != a.lease()).unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("senders")), Do::lose_reply());
+    fake.expire_lease(a.lease());
+    until(&fake, |_| lost.hits() > 0).await;
+    assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+    until_clean(&fake).await;
+    let late = fake.fault(On::response(Rpc::Watch).client("a"), Do::delay(S(25)).alone());
+    let puts = leases(&fake).into_iter().find(|id| *id != others).expect("that of the put");
+    assert!(fake.revoke_lease(puts));
+    lost.remove();
+    sleep(S(300)).await;
+    assert_eq!(count(&fake, "items"), 0, "{}", fake.snapshot());
+    assert!(late.hits() > 0);
+    late.remove();
+    sleep(S(600)).await;
+    assert_eq!(count(&fake, "items"), 0, "{}", fake.snapshot());
+    until_clean(&fake).await;
+    a.close().await.expect("it is saved");
+    taking.await.unwrap();
+}
+
 /// The future of a dequeue was kept and not polled any more when its session was closed. The take had been applied, and the item
 /// went with the lease, of which `close` knew nothing: it said that all was well.
 #[tokio::test(start_paused = true)]

@@ -296,6 +296,29 @@ async fn a_job_that_was_dropped_goes_back_after_an_adoption() {
     assert_eq!(queue(&adopted, "q").take().await.unwrap().deliveries(), 2);
 }
 
+/// The same where the session was closed, and the server refused the unclaim and the revoke for a moment.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_job_goes_back_where_its_close_was_refused() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let closed = session(&client).await;
+    let taker = queue(&closed, "q");
+    taker.enqueue("item").await.unwrap();
+    let job = taker.take().await.unwrap();
+    let denied = tonic::Status::permission_denied("etcdserver: permission denied");
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::fail(denied));
+    let down = fake.fault(On::rpc(Rpc::Txn).client("a"), Do::cut());
+    drop(job);
+    closed.close().await.unwrap_err();
+    down.remove();
+    refuses.remove();
+    let adopted = Session::builder(&client).lease(closed.lease()).open().await.unwrap();
+    let free = fake.until(|fake| count(fake, "claims") == 0);
+    timeout(S(30), free).await.unwrap_or_else(|_| panic!("{}", fake.snapshot()));
+    assert!(adopted.is_valid() && count(&fake, "items") == 1, "{}", fake.snapshot());
+    assert_eq!(queue(&adopted, "q").take().await.unwrap().deliveries(), 2);
+}
+
 /// The answer to a take could not be read, and the take had been applied: the item stayed in no consumer's hand for as long as the
 /// session lived, went with it, and each `close` failed.
 #[tokio::test(start_paused = true)]
