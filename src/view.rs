@@ -24,9 +24,9 @@ use crate::key::prefix_end;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::session::Session;
-use crate::transport::retry::{Backoff, Repeat, Rounds};
+use crate::transport::retry::{Backoff, Repeat, Rounds, second_look};
 use crate::txn::{self, Op, Txn, TxnReply};
-use crate::watch::{Events, Watch, Watcher, second_look};
+use crate::watch::{Events, Watch, Watcher};
 pub(crate) use copy::Change;
 use copy::Copy;
 

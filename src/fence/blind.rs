@@ -3,8 +3,7 @@
 use tokio::time::sleep;
 
 use crate::error::{Error, ErrorKind};
-use crate::transport::retry::{Backoff, may_pass};
-use crate::watch::second_look;
+use crate::transport::retry::{Backoff, may_pass, second_look};
 
 /// A key that cannot be watched for now.
 #[derive(Default)]

@@ -10,8 +10,9 @@ use super::blind::Blind;
 use crate::error::Result;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
+use crate::transport::retry::second_look;
 use crate::txn::revision;
-use crate::watch::{Watch, second_look};
+use crate::watch::Watch;
 
 impl Fence {
     /// Resolves once the server says that the key, of this create_revision, is gone.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Lease, SessionState, lock};
 use crate::error::LostReason;
-use crate::watch::second_look;
+use crate::transport::retry::second_look;
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

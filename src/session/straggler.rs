@@ -17,9 +17,9 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat, Rounds, is_of_rights};
+use crate::transport::retry::{Backoff, Repeat, Rounds, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::watch::{Events, Watch, second_look};
+use crate::watch::{Events, Watch};
 
 impl Settler {
     /// Takes a key away whenever it is put without an owner in this process, until the lease ends. At the revision `since`

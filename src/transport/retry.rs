@@ -143,6 +143,14 @@ pub(crate) fn is_of_rights(kind: &ErrorKind) -> bool {
     matches!(kind, ErrorKind::PermissionDenied | ErrorKind::Unauthenticated { .. })
 }
 
+/// How long one who is to be told of something waits before it looks for itself: long, and not all do so at once. Servers before
+/// 3.4.36 and 3.5.18 can lose a deletion at the edge of a compaction, for one.
+pub(crate) fn second_look() -> Duration {
+    SECOND_LOOK.mul_f64(1.0 + fastrand::f64())
+}
+
+const SECOND_LOOK: Duration = Duration::from_secs(60);
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {

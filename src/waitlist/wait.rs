@@ -19,9 +19,9 @@ use super::line::{Line, Look, Predecessor, Standing, look_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned::Owned;
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
-use crate::transport::retry::Backoff;
+use crate::transport::retry::{Backoff, second_look};
 use crate::txn::Txn;
-use crate::watch::{Watch, Watcher, second_look};
+use crate::watch::{Watch, Watcher};
 
 impl Line {
     /// Waits until the predecessor is gone, or lets us pass; tells who stands before the place then.

@@ -20,7 +20,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -324,14 +323,7 @@ impl fmt::Debug for Watcher {
     }
 }
 
-/// When whoever waits for a watch to tell of a deletion looks for itself: seldom, and not all at once. Servers before
-/// 3.4.36 and 3.5.18 can lose one at the edge of a compaction.
-pub(crate) fn second_look() -> Duration {
-    SECOND_LOOK.mul_f64(1.0 + fastrand::f64())
-}
-
 const DEFAULT_BUFFER: usize = 1024;
-const SECOND_LOOK: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,9 @@ use super::DoubleBarrier;
 use super::seat::Place;
 use crate::error::{ErrorKind, Result};
 use crate::pb::mvccpb::{KeyValue, event::EventType};
-use crate::transport::retry::{Backoff, Rounds};
+use crate::transport::retry::{Backoff, Rounds, second_look};
 use crate::txn::{Op, Txn};
-use crate::watch::{Events, Watch, Watcher, second_look};
+use crate::watch::{Events, Watch, Watcher};
 
 /// What tells of the round's begin, and of the key's end.
 pub(super) struct Wait {

@@ -14,9 +14,8 @@ use super::fate::{Fate, fate, read_at};
 use super::settle::{Settler, take_back, write_again};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::session::cleanup::Debt;
-use crate::transport::retry::{Backoff, Repeat, is_of_rights};
+use crate::transport::retry::{Backoff, Repeat, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::watch::second_look;
 
 impl Settler {
     /// Gives an item back as if it had never been taken.

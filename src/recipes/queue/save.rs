@@ -121,7 +121,8 @@ impl Settler {
         }
         let now = revision(&found)?;
         let mark = unique_key(&self.keys.senders, lease);
-        self.send(&Txn::new().success(Op::put_with_lease(mark, Bytes::new(), lease)), Repeat::Harmless).await?;
+        self.send(&Txn::new().success(Op::put_with_lease(mark, Bytes::new(), lease)), Repeat::Harmless)
+            .await?;
         // Nothing but keys of the queue sorts between the two.
         let both = Watch::range(key, prefix_end(&self.keys.senders));
         let mut watcher = self.client().watch(both.no_delete().from_revision(after.saturating_add(1)));
@@ -137,9 +138,9 @@ impl Settler {
             }
         };
         let patience = self.client().transport().limits().request_timeout;
-        timeout(patience, told).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch"))
-        })
+        timeout(patience, told)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch")))
     }
 
     async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {

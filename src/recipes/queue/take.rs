@@ -25,9 +25,8 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::unique_key;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::cleanup::Debt;
-use crate::transport::retry::{Backoff, Repeat};
+use crate::transport::retry::{Backoff, Repeat, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
-use crate::watch::second_look;
 
 /// What becomes of an item that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

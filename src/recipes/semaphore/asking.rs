@@ -15,10 +15,10 @@ use crate::fence::Fence;
 use crate::key::{prefix_end, unique_key};
 use crate::owned::{Owned, Plan, Planned};
 use crate::pb::mvccpb::event::EventType;
-use crate::transport::retry::{Backoff, Repeat, Rounds};
+use crate::transport::retry::{Backoff, Repeat, Rounds, second_look};
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
-use crate::watch::{Watch, Watcher, second_look};
+use crate::watch::{Watch, Watcher};
 
 /// Where one stands.
 #[derive(Debug, PartialEq)]
