@@ -63,10 +63,18 @@ pub(super) struct Carried {
     pub(super) given_away: AtomicU64,
     /// When the last of them was lost that was.
     pub(super) lost_at: Mutex<Option<Instant>>,
-    /// When the server is asked next whether it has the lease that was lost; None before the first time.
-    pub(super) next_look: Mutex<Option<Instant>>,
+    /// How the server was asked whether it has the lease that was lost.
+    pub(super) looks: Mutex<Looks>,
     /// Tells that the lease was adopted again, or is gone.
     pub(super) decided: Notify,
+}
+
+/// How the server was asked for a lease; None before the first time.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    pub(super) next: Option<Instant>,
+    /// Since when it refuses to say.
+    pub(super) refused: Option<Instant>,
 }
 
 /// What the task is told.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Lease, SessionState, lock};
 use crate::error::LostReason;
-use crate::transport::retry::second_look;
+use crate::transport::retry::{LONGEST_REFUSED, second_look};
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +107,8 @@ impl Lease {
         self.suspects().is_taken_up(key, create_revision, self.number)
     }
 
-    /// Waits for this client to adopt the lease again after it was lost here. False once the server has it no more. A revoke that
-    /// is under way decides nothing: it may be refused.
+    /// Waits for this client to adopt the lease again after it was lost here. False once the server has it no more, or has refused
+    /// to say for [`LONGEST_REFUSED`]. A revoke that is under way decides nothing: it may be refused.
     ///
     /// For a TTL after the loss no server is asked. Then one of those who wait asks for all: a new leader keeps a lease for
     /// another TTL, and one that it keeps may be adopted.
@@ -119,7 +119,7 @@ impl Lease {
             if self.successor().is_some() {
                 return true;
             }
-            if self.carried.revoked.load(Ordering::Relaxed) {
+            if self.carried.revoked.load(Ordering::Relaxed) || self.is_refused() {
                 return false;
             }
             let look = self.next_look();
@@ -129,24 +129,37 @@ impl Lease {
             }
             match self.is_over().await {
                 Ok(true) => self.was_revoked(),
-                Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "whether a lease is gone is asked again later"),
+                Ok(false) => self.looked(false),
+                Err(error) => {
+                    self.looked(self.leases.shared.transport.is_final(error.kind()));
+                    tracing::debug!(%error, "whether a lease is gone is asked again later");
+                }
             }
         }
+    }
+
+    fn looked(&self, is_refused: bool) {
+        let mut looks = lock(&self.carried.looks);
+        looks.refused = is_refused.then(|| looks.refused.unwrap_or_else(Instant::now));
+    }
+
+    fn is_refused(&self) -> bool {
+        let refused = lock(&self.carried.looks).refused;
+        refused.is_some_and(|since| since.elapsed() > LONGEST_REFUSED)
     }
 
     /// When the server is asked next whether it has the lease yet.
     fn next_look(&self) -> Instant {
         let lost_at = (*lock(&self.carried.lost_at)).unwrap_or_else(Instant::now);
-        let looked = *lock(&self.carried.next_look);
-        looked.map_or(lost_at + self.ttl(), |looked| looked.max(lost_at + self.ttl()))
+        let next = lock(&self.carried.looks).next;
+        next.map_or(lost_at + self.ttl(), |next| next.max(lost_at + self.ttl()))
     }
 
     /// False where another has this look, or there was another loss meanwhile.
     fn takes_look(&self, look: Instant) -> bool {
         let is_due = self.next_look() <= look;
         if is_due {
-            *lock(&self.carried.next_look) = Some(Instant::now() + second_look());
+            lock(&self.carried.looks).next = Some(Instant::now() + second_look());
         }
         is_due
     }

@@ -85,6 +85,18 @@ impl Suspects {
         }
     }
 
+    /// An incarnation of a key has no owner any more, though it was not deleted. A later one may have.
+    pub(crate) fn disown(&self, key: &Bytes, create_revision: i64) {
+        let groups = lock(&self.groups);
+        for group in groups.values().filter(|group| key.starts_with(&group.range)) {
+            if let Some((suspect, _)) = lock(&group.state).suspects.get_mut(&(key.clone(), None))
+                && suspect.owned == create_revision
+            {
+                suspect.owned -= 1;
+            }
+        }
+    }
+
     /// An incarnation of a key is had by a session on this handle of the lease.
     pub(crate) fn taken_up(&self, key: &Bytes, create_revision: i64, handle: u64) {
         lock(&self.taken_up).insert(key.clone(), (create_revision, handle));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::error::{LostReason, Result};
 use crate::fence::Fence;
 use crate::lease::Turn;
 use crate::lease::suspects::{ANY, Suspect};
@@ -60,13 +60,31 @@ impl Leave {
         self.turn.is_none() || lease.is_granted() && !self.keys.iter().any(|key| lease.suspects().knows(key))
     }
 
+    /// True where keys that are found may be another process's: the lease was given away, and its adopter puts keys of the same
+    /// names in its own turn.
+    pub(super) fn may_be_anothers(&self) -> bool {
+        let lease = self.settler.lease();
+        self.turn.is_some() && (lease.lost_reason() == Some(LostReason::Orphaned) || lease.is_away())
+    }
+
     /// So many requests may yet put the keys, of which an incarnation has an owner, or had; seen at the revision `since`.
     pub(super) fn suspect(&self, owned: i64, requests: u32, since: i64) {
         for key in &self.keys {
-            let turn = self.turn.as_ref().map(|turn| turn.name().clone());
-            let suspect = Suspect { key: key.clone(), turn, mark: None, owned, requests };
-            self.settler.look_out_for(suspect, since);
+            self.settler.look_out_for(self.as_suspect(key, owned, requests), since);
         }
+    }
+
+    /// The keys, of this create_revision, have no owner any more, and so many requests may yet put them.
+    fn disown(&self, create_revision: i64, requests: u32) {
+        for key in &self.keys {
+            self.settler.lease().suspects().disown(key, create_revision);
+            self.settler.look_out_for(self.as_suspect(key, create_revision - 1, requests), 0);
+        }
+    }
+
+    fn as_suspect(&self, key: &Bytes, owned: i64, requests: u32) -> Suspect {
+        let turn = self.turn.as_ref().map(|turn| turn.name().clone());
+        Suspect { key: key.clone(), turn, mark: None, owned, requests }
     }
 
     /// Deletes the keys, of this create_revision. After an error it is tried again in the background until it is settled.
@@ -92,7 +110,7 @@ impl Leave {
                 // It has no owner any more. Where the lease goes on, adopted again by this client, it is looked for and
                 // deleted, unless a task has taken it up in its turn.
                 let requests = if self.turn.is_some() { ANY } else { 1 };
-                self.suspect(create_revision - 1, requests, 0);
+                self.disown(create_revision, requests);
             }
         });
     }
@@ -109,7 +127,7 @@ impl Leave {
             match self.turn {
                 // Its guard is responsible for it from then on, and leaves it to the next adopter where that session is orphaned.
                 Some(_) if self.keys.iter().any(|key| lease.was_taken_up(key, create_revision)) => {}
-                Some(_) => self.suspect(create_revision - 1, 1, 0),
+                Some(_) => self.disown(create_revision, 1),
                 // Its name was drawn: no session takes it up.
                 None => self.spawn(create_revision),
             }

@@ -153,6 +153,14 @@ impl Plan {
         // What is left are the answers to the reads.
         reply.responses.drain(..leave.keys().len().min(reply.responses.len()));
         match ours {
+            Ok(Some(Ours { found: Some(_), .. })) if leave.may_be_anothers() => {
+                // Where an attempt may have put it, it is taken back once this client is known to have the lease.
+                if unanswered > 0 {
+                    leave.settle();
+                }
+                session.check()?;
+                Err(LostReason::Orphaned.into())
+            }
             Ok(Some(Ours { create_revision, found })) => {
                 // What is there was put by one of them, which puts it no more.
                 let came = found.is_some() && leave.is_fresh();

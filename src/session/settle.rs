@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Result};
 use crate::lease::{Debt, Lease};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat, is_of_rights};
+use crate::transport::retry::{Backoff, LONGEST_REFUSED, Repeat, is_of_rights};
 use crate::txn::{Txn, TxnReply};
 
 /// What settles for a session in the background. It does not keep the session open: where all of its handles are gone,
@@ -149,6 +149,3 @@ impl Settler {
         }
     }
 }
-
-/// For how long a right that the client has not is waited for, where a key would stay for good.
-const LONGEST_REFUSED: Duration = Duration::from_secs(600);

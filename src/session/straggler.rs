@@ -17,7 +17,7 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, Repeat, Rounds, is_of_rights, second_look};
+use crate::transport::retry::{Backoff, LONGEST_REFUSED, Repeat, Rounds, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch};
 
@@ -68,7 +68,7 @@ impl Settler {
 
     /// True once a session of this client keeps the lease alive, false once it is gone.
     pub(crate) async fn is_kept(&self) -> bool {
-        let mut next_look = Instant::now() + second_look();
+        let (mut next_look, mut refused) = (Instant::now() + second_look(), None);
         loop {
             if self.holder().is_some() {
                 return true;
@@ -86,10 +86,14 @@ impl Settler {
             next_look = Instant::now() + second_look();
             match self.lease().is_over().await {
                 Ok(true) => return false,
-                // Rights are edited: a refusal says nothing of the lease.
-                Err(error) if is_of_rights(error.kind()) => {}
+                // Rights are edited: a refusal says nothing of the lease, unless it lasts.
+                Err(error) if is_of_rights(error.kind()) => {
+                    if refused.get_or_insert_with(Instant::now).elapsed() > LONGEST_REFUSED {
+                        return false;
+                    }
+                }
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
-                _ => {}
+                _ => refused = None,
             }
         }
     }

@@ -151,6 +151,9 @@ pub(crate) fn second_look() -> Duration {
 
 const SECOND_LOOK: Duration = Duration::from_secs(60);
 
+/// For how long a right that the client has not is waited for, where it matters.
+pub(crate) const LONGEST_REFUSED: Duration = Duration::from_secs(600);
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {

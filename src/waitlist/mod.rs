@@ -230,7 +230,8 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
 
 /// Joins with a key that is there already, put by an attempt without a reply or by an earlier owner of the lease.
 async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes) -> Result<Vec<Standing>> {
-    if found.value != value {
+    // One of our name that hangs on no lease, or on another, is no contender's to the others.
+    if found.value != value || found.lease != place.session().lease() {
         replace(place, found, value).await?;
     }
     let mut standings = Vec::with_capacity(lines.len());
@@ -261,7 +262,7 @@ async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
         match reply.first(0).filter(|kv| kv.create_revision == place.fence().token()) {
             None => return Err(place.fence().why().await.into()),
             // By an attempt whose answer was lost.
-            Some(kv) if kv.value == value => return Ok(()),
+            Some(kv) if kv.value == value && kv.lease == place.session().lease() => return Ok(()),
             Some(kv) if kv.mod_revision <= last => {
                 return Err(unexpected("a compare failed that holds for what was read"));
             }

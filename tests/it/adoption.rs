@@ -6,7 +6,7 @@ use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
 use etcd_concurrency::{Client, Election, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
-use crate::support::requests::is_held;
+use crate::support::requests::{is_held, puts};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -154,6 +154,31 @@ async fn a_guard_that_is_dropped_around_an_adoption_leaves_no_key() {
         drop(guards);
         let gone = fake.until(|fake| fake.snapshot().keys.iter().all(|kv| kv.lease == 0));
         timeout(S(5), gone).await.expect("taken away");
+        assert!(adopter.is_valid());
+    }
+}
+
+/// The same for a lock that had been asked for twice, as the first attempt got no answer.
+#[tokio::test(start_paused = true)]
+async fn a_guard_of_an_unanswered_ask_that_is_dropped_around_an_adoption_leaves_no_key() {
+    for (in_turn, late) in [(true, true), (true, false), (false, true), (false, false)] {
+        let fake = FakeEtcd::start();
+        let session = open(&fake.client_for("a"), S(60)).await;
+        let (mutex, lock) = (Mutex::new(&session, "m").unwrap(), RwLock::new(&session, "m").unwrap());
+        fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::vanish());
+        let mut guards = (None, None);
+        match in_turn {
+            true => guards.0 = Some(mutex.lock().await.unwrap()),
+            false => guards.1 = Some(lock.write().await.unwrap()),
+        }
+        loses(&fake, &session).await;
+        if !late {
+            guards = (None, None);
+        }
+        let adopter = Session::builder(session.client()).lease(session.lease()).open().await.unwrap();
+        drop(guards);
+        let gone = fake.until(|fake| fake.snapshot().keys.iter().all(|kv| kv.lease == 0));
+        timeout(S(5), gone).await.unwrap_or_else(|_| panic!("{in_turn}, {late}: {}", fake.snapshot()));
         assert!(adopter.is_valid());
     }
 }
@@ -350,4 +375,21 @@ async fn a_lease_that_has_ended_is_asked_for_no_more() {
     sleep(S(3600)).await;
     assert_eq!(looks.hits(), asked);
     assert_eq!(fake.leases(), 0);
+}
+
+/// The user was deleted, and the server refused to say whether a lost session's lease was gone: it was asked for ever.
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_of_a_user_that_is_gone_leaves_no_task() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = open(&client, S(60)).await;
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    let reading = RwLock::new(&session, "files").unwrap().read().await.unwrap();
+    let refuses = fake.fault(On::any(), refused());
+    session.lost().await;
+    drop((guard, reading));
+    sleep(S(1200)).await;
+    let asked = refuses.hits();
+    sleep(S(3600)).await;
+    assert_eq!(refuses.hits(), asked);
 }

@@ -345,4 +345,18 @@ on_every_backend! {
         assert_eq!(guard.run_cooperative(|_| async { 7 }).await.unwrap(), 7);
         assert_eq!(queue(&backend.client(), &name).await, 0);
     }
+
+    /// A key of the name that a session's key has, put by hand and without a lease, was taken up as the session's own. No other
+    /// contender counts such a key: two held the lock.
+    async fn a_key_of_our_name_without_our_lease_is_no_lock(backend: Backend) {
+        let name = backend.key("lock");
+        let (session, rival) = (session(&backend.client()).await, session(&backend.client()).await);
+        let key = format!("{name}/{:x}", session.lease());
+        backend.client().txn(Txn::new().success(Op::put(key, ""))).await.unwrap();
+        let guard = mutex(&session, &name).lock().await.unwrap();
+        let error = mutex(&rival, &name).try_lock().await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Locked);
+        guard.unlock().await.unwrap();
+        mutex(&rival, &name).try_lock().await.unwrap().unlock().await.unwrap();
+    }
 }

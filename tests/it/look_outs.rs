@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Hold, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::TxnRequest;
-use etcd_concurrency::{LostReason, Mutex, RwLock, Session};
+use etcd_concurrency::{LostReason, Mutex, RwLock, Semaphore, Session};
 use tokio::time::{sleep, timeout};
 
 use crate::support::requests::{deletes, puts};
@@ -143,6 +143,31 @@ async fn a_key_whose_delete_was_refused_for_a_moment_goes() {
         refused.iter().for_each(|refused| refused.remove());
         let gone = timeout(S(150), fake.until(|fake| leased(fake) == 0)).await;
         gone.unwrap_or_else(|_| panic!("late: {late}, drawn: {drawn}; {}", fake.snapshot()));
+        assert!(session.is_valid());
+    }
+}
+
+/// A lock had been asked for twice, as the first attempt got no answer, so that its key was looked out for while it had its owner.
+/// The release was refused while an operator edited roles, and the key was not known to have lost its owner: it stayed for as
+/// long as the session lived.
+#[tokio::test(start_paused = true)]
+async fn a_release_that_is_refused_after_an_unanswered_ask_is_made_good_once_it_is_allowed() {
+    for recipe in ["mutex", "rwlock", "semaphore"] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::vanish());
+        let guard: Box<dyn std::any::Any + Send> = match recipe {
+            "mutex" => Box::new(Mutex::new(&session, "a").unwrap().lock().await.unwrap()),
+            "rwlock" => Box::new(RwLock::new(&session, "a").unwrap().write().await.unwrap()),
+            _ => Box::new(Semaphore::new(&session, "a", 2).unwrap().acquire().await.unwrap()),
+        };
+        let refused = fake.fault(On::rpc(Rpc::Txn).matching(deletes), denied());
+        drop(guard);
+        sleep(S(300)).await;
+        assert!(refused.hits() > 0 && leased(&fake) == 1);
+        refused.remove();
+        let gone = timeout(S(150), fake.until(|fake| leased(fake) == 0)).await;
+        gone.unwrap_or_else(|_| panic!("{recipe}; {}", fake.snapshot()));
         assert!(session.is_valid());
     }
 }

@@ -226,6 +226,34 @@ async fn who_takes_a_put_back_takes_nothing_from_who_adopted_the_lease() {
     assert!(stands(&fake, &guard));
 }
 
+/// A request for a lock was on its way when its session was orphaned. The adopter, another client, had put the key itself by then;
+/// the first client found it, took it for its own, and deleted it: two held the lock.
+#[tokio::test(start_paused = true)]
+async fn a_lock_on_its_way_when_its_lease_is_orphaned_leaves_the_adopters_own_key_alone() {
+    for unanswered in [false, true] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client_for("a")).await.unwrap();
+        let mutex = Mutex::new(&session, "a").unwrap();
+        if unanswered {
+            fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts).once(), Do::cut());
+        }
+        fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts), Do::delay(S(2)));
+        let locking = tokio::spawn(async move { mutex.lock().await.map(drop) });
+        sleep(Duration::from_millis(500)).await;
+        let lease = session.orphan();
+        let error = locking.await.unwrap().unwrap_err();
+        assert_eq!(error.lost_reason(), Some(LostReason::Orphaned));
+        let adopter = Session::builder(&fake.client_for("b")).lease(lease).open().await.unwrap();
+        let guard = Mutex::new(&adopter, "a").unwrap().lock().await.unwrap();
+        sleep(S(300)).await;
+        assert!(stands(&fake, &guard), "unanswered: {unanswered}");
+        let rival = Session::open(&fake.client_for("rival")).await.unwrap();
+        let error = Mutex::new(&rival, "a").unwrap().try_lock().await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Locked);
+        guard.unlock().await.unwrap();
+    }
+}
+
 /// A task kept its guard, whose key an operator had deleted. All others of the session waited for it for ever.
 #[tokio::test(start_paused = true)]
 async fn a_lost_guard_that_is_kept_is_passed_over() {
