@@ -41,7 +41,7 @@ impl Fence {
     async fn watch_after(&self, revision: i64) -> Result<()> {
         let watch = Watch::key(self.0.key.clone()).from_revision(revision).no_put();
         let mut watcher = self.0.client.watch(watch);
-        // How often the watch had been made again when the key was read.
+        // How often the watch had been made again when the key was read beside it.
         let mut read_at = None;
         loop {
             if let Ok(events) = timeout(second_look(), watcher.next()).await {
@@ -53,8 +53,8 @@ impl Fence {
             // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key is
             // read now and then. One that begins in the past, or was made again, may have lost the key's end: then it is
             // read once.
-            let resumed = watcher.resumed();
-            if watcher.is_live() {
+            let (resumed, is_live) = (watcher.resumed(), watcher.is_live());
+            if is_live {
                 let of_the_past = resumed > 0 || watcher.created().await? >= revision;
                 if !of_the_past || read_at == Some(resumed) {
                     continue;
@@ -62,7 +62,8 @@ impl Fence {
             }
             match Box::pin(self.stands()).await {
                 Ok(None) => return Ok(()),
-                Ok(Some(_)) => read_at = Some(resumed),
+                // That it stood before the watch began, or was made again, says nothing of what was lost with that.
+                Ok(Some(_)) => read_at = is_live.then_some(resumed),
                 Err(_) => {}
             }
         }

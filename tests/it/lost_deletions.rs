@@ -138,6 +138,27 @@ async fn a_guard_whose_keys_deletion_was_lost_before_the_watch_is_told() {
     assert_eq!(timeout(S(150), guard.lost()).await.expect("told"), LostReason::KeyDeleted);
 }
 
+/// No watch could be opened for the first two minutes: the key was read, and stood, and that was taken for the read that a
+/// watch needs which begins in the past. The key was deleted, its watch began behind that, and the guard believed in its key
+/// until the session's end.
+#[tokio::test(start_paused = true)]
+async fn a_guard_whose_watch_began_late_is_told_of_a_lost_deletion() {
+    let world = World::new().await;
+    let guard = Mutex::new(&world.b, "lock").unwrap().lock().await.unwrap();
+    let away = world.fake.fault(On::open(Rpc::Watch).client("b"), Do::cut());
+    let reads = world.fake.fault(On::rpc(Rpc::Range).client("b"), Do::delay(Duration::ZERO));
+    let (fence, told) = (guard.fence().clone(), guard.fence().clone());
+    let lost = tokio::spawn(async move { told.lost().await });
+    sleep(S(125)).await;
+    assert!((1..=2).contains(&reads.hits()) && fence.is_valid(), "{} reads", reads.hits());
+    let deleted = world.writes(Op::delete(guard.key().clone())).await;
+    assert_eq!(deleted, guard.token() + 1);
+    world.fake.compact(deleted).unwrap();
+    away.remove();
+    assert_eq!(timeout(S(150), lost).await.expect("told").unwrap(), LostReason::KeyDeleted);
+    assert!(!fence.is_valid());
+}
+
 /// A latch was reset while the stream of one who waited was down. Of the reset the waiter was told the new count alone, and
 /// not that the old count-downs were gone: with those it took the latch for open.
 #[tokio::test(start_paused = true)]
