@@ -55,7 +55,7 @@ pub(crate) struct View {
     resumed: u32,
     /// It was read before.
     was_read: bool,
-    /// How often it was read anew.
+    /// How often events were lost.
     gaps: u64,
     /// Pauses between reads that fail.
     backoff: Backoff,
@@ -121,7 +121,8 @@ impl View {
         Self { exact: true, ..self }
     }
 
-    /// How often it was read anew, since events were lost: what came and went meanwhile was not seen.
+    /// How often events were lost, as it was read anew, or a key came again that had not gone: what came and went meanwhile
+    /// was not seen.
     pub(crate) fn gaps(&self) -> u64 {
         self.gaps
     }
@@ -290,7 +291,10 @@ impl View {
         let mut changes = Vec::new();
         for event in self.pending.drain(..one) {
             let before = self.copy.ages.len();
-            changes.extend(self.copy.apply(event));
+            let told = self.copy.apply(event);
+            // One that went and came by one event: its deletion was lost, and what else happened in between.
+            self.gaps += u64::from(told.len() > 1);
+            changes.extend(told);
             if let Some(doubt) = self.doubt.as_mut().filter(|doubt| next <= Some(doubt.revision)) {
                 doubt.told = (doubt.told + self.copy.ages.len()).saturating_sub(before);
             }

@@ -14,8 +14,8 @@ use crate::view::View;
 ///
 /// The first item is the present leader, or None; then there is one for every change of the leader or its value, and
 /// None for every empty seat. None is told twice, and the latest is always told. None is left out either, but where the
-/// candidates had to be read anew, of which [`gaps`](Observer::gaps) tells: what happened between two reads is not seen. An
-/// error is the last item.
+/// candidates had to be read anew, or an old server lost a departure, of which [`gaps`](Observer::gaps) tells: what happened
+/// meanwhile is not seen. An error is the last item.
 ///
 /// ```
 /// # use etcd_concurrency::{Election, Session, fake::FakeEtcd};
@@ -47,10 +47,11 @@ impl Observer {
     /// In how many places, up to the item that came last, leaders or values may have been left out: between that item and
     /// the one before it, if the number has grown.
     ///
-    /// There are two reasons. The server has compacted what this client was yet to be told, while the connection was broken
+    /// There are three reasons. The server has compacted what this client was yet to be told, while the connection was broken
     /// or the items were not asked for quickly enough. Or the candidates, whom the client counts every one to two minutes,
     /// were not as many as the watch had told of up to the count: the server lost a deletion (before 3.4.36 and 3.5.18 it
-    /// can), or what was missing had not come five seconds later, or no stream could be opened by then.
+    /// can), or what was missing had not come five seconds later, or no stream could be opened by then. Or a candidate came
+    /// again whose departure the server had lost.
     ///
     /// ```
     /// # use etcd_concurrency::Observer;
@@ -93,7 +94,7 @@ struct Following {
     view: View,
     /// What was told last: the leader's create_revision and mod_revision.
     told: Option<Option<(i64, i64)>>,
-    /// How often the view had been read anew when it was looked at last.
+    /// How often the view had lost events when it was looked at last.
     seen: u64,
     /// Since what was told last, something may have been missed.
     missed: bool,

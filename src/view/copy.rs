@@ -34,15 +34,20 @@ impl Change {
 }
 
 impl Copy {
-    pub(super) fn apply(&mut self, event: Event) -> Option<Change> {
+    /// What has changed by an event. Two changes, where a key was put again of which the copy still has an incarnation before:
+    /// the server lost its deletion.
+    pub(super) fn apply(&mut self, event: Event) -> Vec<Change> {
         let kind = event.r#type();
-        let kv = event.kv?;
+        let Some(kv) = event.kv else { return Vec::new() };
         match kind {
-            EventType::Put => Some(match self.put(kv.clone()) {
-                Some(_) => Change::Written(kv),
-                None => Change::Came(kv),
-            }),
-            EventType::Delete => self.remove(&kv.key).map(Change::Went),
+            EventType::Put => match self.put(kv.clone()) {
+                Some(before) if before.create_revision != kv.create_revision => {
+                    vec![Change::Went(before), Change::Came(kv)]
+                }
+                Some(_) => vec![Change::Written(kv)],
+                None => vec![Change::Came(kv)],
+            },
+            EventType::Delete => self.remove(&kv.key).map(Change::Went).into_iter().collect(),
         }
     }
 
@@ -115,10 +120,14 @@ mod tests {
     fn events_tell_who_came_and_who_was_written_and_who_went() {
         let mut copy = copy([kv("a", 5, 5)]);
         let event = |kind: EventType, kv| Event { r#type: kind.into(), kv: Some(kv), prev_kv: None };
-        assert_eq!(copy.apply(event(EventType::Put, kv("a", 5, 6))), Some(Change::Written(kv("a", 5, 6))));
-        assert_eq!(copy.apply(event(EventType::Put, kv("b", 7, 7))), Some(Change::Came(kv("b", 7, 7))));
-        assert_eq!(copy.apply(event(EventType::Delete, kv("a", 0, 8))), Some(Change::Went(kv("a", 5, 6))));
-        assert_eq!(copy.apply(event(EventType::Delete, kv("c", 0, 9))), None);
+        assert_eq!(copy.apply(event(EventType::Put, kv("a", 5, 6))), [Change::Written(kv("a", 5, 6))]);
+        assert_eq!(copy.apply(event(EventType::Put, kv("b", 7, 7))), [Change::Came(kv("b", 7, 7))]);
+        assert_eq!(copy.apply(event(EventType::Delete, kv("a", 0, 8))), [Change::Went(kv("a", 5, 6))]);
+        assert_eq!(copy.apply(event(EventType::Delete, kv("c", 0, 9))), []);
+        // Its deletion was lost.
+        let again = [Change::Went(kv("b", 7, 7)), Change::Came(kv("b", 10, 10))];
+        assert_eq!(copy.apply(event(EventType::Put, kv("b", 10, 10))), again);
+        assert_eq!((copy.by_age.len(), copy.ages.len()), (1, 1));
     }
 
     #[test]

@@ -40,8 +40,8 @@ pub enum MemberChange {
 /// A stream of what happens in a group: made by [`Membership::changes`](super::Membership::changes).
 ///
 /// The first item is [`Present`](MemberChange::Present); then there is one for each change, in the order of the changes.
-/// None is left out, and none told twice; but where the members had to be read anew, of which
-/// [`gaps`](MemberChanges::gaps) tells, what is told is the difference: a member that came and went meanwhile is not
+/// None is left out, and none told twice; but where the members had to be read anew, or an old server lost a departure, of
+/// which [`gaps`](MemberChanges::gaps) tells, what is told is the difference: a member that came and went meanwhile is not
 /// mentioned, and of several updates the last is. An error is the last item.
 ///
 /// ```
@@ -74,10 +74,11 @@ impl MemberChanges {
     /// In how many places, up to the item that came last, changes may have been left out: just before it, if the number
     /// has grown. The picture is complete all the same.
     ///
-    /// There are two reasons. The server has compacted what this client was yet to be told, while the connection was broken
+    /// There are three reasons. The server has compacted what this client was yet to be told, while the connection was broken
     /// or the items were not asked for quickly enough. Or the members, whom the client counts every one to two minutes, were
     /// not as many as the watch had told of up to the count: the server lost a departure (before 3.4.36 and 3.5.18 it can),
-    /// or what was missing had not come five seconds later, or no stream could be opened by then.
+    /// or what was missing had not come five seconds later, or no stream could be opened by then. Or a key came again whose
+    /// departure the server had lost.
     pub fn gaps(&self) -> u64 {
         self.steps.gaps()
     }
