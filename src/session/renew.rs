@@ -40,6 +40,11 @@ impl Renewing {
         Ok(self.session.clone())
     }
 
+    /// How long a request of its client may take.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.session.client().transport().limits().request_timeout
+    }
+
     /// It goes well. When it has for a while, the next trouble begins with a short pause again.
     pub(crate) fn well(&mut self) {
         self.well.get_or_insert_with(Instant::now);

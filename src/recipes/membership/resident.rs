@@ -1,15 +1,17 @@
 //! A member that comes back by itself.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Member;
-use crate::error::{Error, LostReason, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::session::Session;
 use crate::session::renew::Renewing;
@@ -56,8 +58,14 @@ impl Resident {
         let (metadata, wanted) = watch::channel(metadata);
         let (told, presence) = watch::channel(Presence::Here(member.fence().clone()));
         let gone = CancellationToken::new();
-        let life =
-            Life { sessions: Renewing::new(member.session()), prefix, member: Some(member), wanted, told };
+        let life = Life {
+            sessions: Renewing::new(member.session()),
+            prefix,
+            member: Some(member),
+            joining: None,
+            wanted,
+            told,
+        };
         let task = runtime.spawn(life.live(gone.clone()));
         Self { metadata, presence, task, gone: gone.drop_guard() }
     }
@@ -92,11 +100,13 @@ impl Resident {
         }
     }
 
-    /// Leaves the group for good: one RPC, and one more for a session that was opened on the way.
+    /// Leaves the group for good: one RPC, and one more for a session that was opened on the way. Where it is about to join
+    /// again, that is waited for, for the client's request timeout at most: it is not seen after this is Ok.
     ///
     /// # Errors
     /// As [`Member::leave`]; and what it was that [ended](Self::ended) it before. No error where the member happens to
-    /// be away.
+    /// be away; but where the request to join again got no answer, that is the error, with
+    /// [`Outcome::Unknown`](crate::Outcome::Unknown): it may be seen once more for a moment.
     ///
     /// # Cancel safety
     /// Dropping the future lets it go on in the background.
@@ -113,11 +123,15 @@ impl fmt::Debug for Resident {
     }
 }
 
+type Joining = Pin<Box<dyn Future<Output = Result<Member>> + Send>>;
+
 /// What the task lives on.
 struct Life {
     sessions: Renewing,
     prefix: Bytes,
     member: Option<Member>,
+    /// The join that is under way: what ends the stay does not end that.
+    joining: Option<Joining>,
     wanted: watch::Receiver<Bytes>,
     told: watch::Sender<Presence>,
 }
@@ -137,10 +151,24 @@ impl Life {
                 Err(copy)
             }
             (None, Some(member)) if member.is_valid() => member.leave().await,
-            (None, _) => Ok(()),
+            (None, _) => self.leave_joining().await,
         };
         self.sessions.close().await;
         left
+    }
+
+    /// Leaves by a join that is under way, if one is: its request may be applied still, and others would see the member come
+    /// after it had left.
+    async fn leave_joining(&mut self) -> Result<()> {
+        let Some(joining) = self.joining.take() else { return Ok(()) };
+        let patience = self.sessions.request_timeout();
+        let unanswered = || Error::new(ErrorKind::Timeout, Outcome::Unknown).at("KV/Txn");
+        match timeout(patience, joining).await.unwrap_or_else(|_| Err(unanswered())) {
+            Ok(member) if member.is_valid() => member.leave().await,
+            // What was not answered is settled in the background.
+            Err(error) if error.outcome() == Outcome::Unknown => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Stays for as long as that can be.
@@ -165,7 +193,11 @@ impl Life {
     async fn join(&mut self) -> Result<()> {
         let session: Session = self.sessions.session().await?;
         let metadata = self.wanted.borrow_and_update().clone();
-        let member = Member::join(&session, &self.prefix, metadata).await?;
+        let prefix = self.prefix.clone();
+        let joining = Box::pin(async move { Member::join(&session, &prefix, metadata).await });
+        let joined = self.joining.insert(joining).await;
+        self.joining = None;
+        let member = joined?;
         self.sessions.well();
         self.told.send_replace(Presence::Here(member.fence().clone()));
         self.member = Some(member);

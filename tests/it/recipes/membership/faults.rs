@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, LoseReply, On, Rpc};
 use etcd_concurrency::pb::etcdserverpb::{RangeRequest, RangeResponse};
-use etcd_concurrency::{Election, ErrorKind, Member, MemberChange, Membership, Op, Session, Txn};
+use etcd_concurrency::{Election, ErrorKind, Member, MemberChange, Membership, Op, Outcome, Session, Txn};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{S, group, said, short, told};
 use crate::support::lies;
 use crate::support::queue::session;
-use crate::support::requests::released_unseen;
+use crate::support::requests::{puts, released_unseen};
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_reply_joins_and_says_once() {
@@ -314,4 +314,40 @@ async fn a_list_believes_in_no_revision_that_a_store_has_not() {
     assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
     let error = Election::new(&other, "seat").unwrap().leader().await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Protocol { .. }), "{error}");
+}
+
+/// A resident whose key another client had deleted was on its way back when it was left: that was Ok at once, and a moment later
+/// the others saw it join, and leave once more.
+#[tokio::test(start_paused = true)]
+async fn a_resident_that_left_while_it_came_back_is_not_seen_again() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client_for("resident")).await;
+    let resident = group(&session, "group").remain("a").await.unwrap();
+    let comes_back = On::rpc(Rpc::Txn).client("resident").matching(puts);
+    let late = fake.fault(comes_back, Do::delay(S(3)));
+    let key = resident.fence().expect("it is here").key().clone();
+    fake.client().txn(Txn::new().success(Op::delete(key))).await.unwrap();
+    sleep(S(1)).await;
+    assert_eq!(late.hits(), 1, "it is on its way");
+    timeout(S(10), resident.leave()).await.expect("in time").unwrap();
+    let left = fake.revision();
+    assert!(fake.snapshot().keys.is_empty());
+    sleep(S(60)).await;
+    assert_eq!((fake.revision(), late.hits()), (left, 1));
+}
+
+/// Nor is a server waited for that does not answer: then it is said that the member may be seen once more.
+#[tokio::test(start_paused = true)]
+async fn a_resident_that_left_while_a_join_got_no_answer_says_so() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client_for("resident")).await;
+    let resident = group(&session, "group").remain("a").await.unwrap();
+    let comes_back = On::rpc(Rpc::Txn).client("resident").matching(puts);
+    let unheard = fake.fault(comes_back, Do::vanish());
+    let key = resident.fence().expect("it is here").key().clone();
+    fake.client().txn(Txn::new().success(Op::delete(key))).await.unwrap();
+    sleep(S(1)).await;
+    assert_eq!(unheard.hits(), 1, "it is on its way");
+    let error = timeout(S(11), resident.leave()).await.expect("in time").unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown), "{error}");
 }
