@@ -93,11 +93,14 @@ impl SessionBuilder {
         Self { ttl: session.ttl(), or_longer: true, settings: session.inner.settings.clone(), ..self }
     }
 
-    /// Opens the session: one RPC.
+    /// Opens the session: one RPC, and two more where an attempt of it was not answered.
     ///
     /// The lease's id is drawn here, from the operating system. Where an answer was lost and the server says of the
     /// repetition that the lease exists, nothing proves whose it is: another id is drawn, and the lease in doubt is left
-    /// to end with its TTL, of which a warning tells.
+    /// to end with its TTL, of which a warning tells. Where the repetition was granted the lease, the attempt before it may
+    /// come yet, and make the lease again after the session's end, for requests that come as late: the lease is revoked in
+    /// the background, and another is taken. Where attempts go on being lost, the fourth such lease is used, or the first
+    /// that comes after the request timeout.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
@@ -154,6 +157,11 @@ impl SessionBuilder {
         let asked = i64::try_from(seconds).unwrap_or(i64::MAX);
         let end = Instant::now() + transport.limits().request_timeout;
         let mut taken = Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant");
+        let give_back = |id| {
+            let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
+            self.client.runtime().spawn(settle);
+        };
+        let mut doubted = 0;
         for _ in 0..IDS {
             let id = ids::lease();
             let sent = self.client.leases().time().now();
@@ -161,6 +169,13 @@ impl SessionBuilder {
                 Ok(answer) if answer.value.id != id => {
                     let detail = format!("lease {:x} was granted for {id:x}", answer.value.id);
                     return Err(Error::protocol(detail, Outcome::Unknown).at("Lease/LeaseGrant"));
+                }
+                // The attempt without an answer may come after the session's end. It would make the lease again, and what comes
+                // as late of the session's puts would be held with it, without an owner. What no put of ours names stays empty.
+                Ok(answer) if answer.unanswered > 0 && doubted < DOUBTED && Instant::now() < end => {
+                    doubted += 1;
+                    give_back(id);
+                    continue;
                 }
                 Ok(answer) => answer.value.ttl,
                 Err(error) if *error.kind() == ErrorKind::LeaseExists => {
@@ -182,14 +197,13 @@ impl SessionBuilder {
                 }
                 Err(error) => {
                     if error.outcome() == Outcome::Unknown {
-                        let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
-                        self.client.runtime().spawn(settle);
+                        give_back(id);
                     }
                     return Err(error);
                 }
             };
             let Ok(granted @ 1..) = u64::try_from(granted) else {
-                self.client.runtime().spawn(revoke(self.client.clone(), id, Duration::from_secs(seconds)));
+                give_back(id);
                 return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
             };
             let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
@@ -284,6 +298,8 @@ fn close_with(parent: CancellationToken, session: &Session) {
 
 /// How many lease ids are tried. One of 63 random bits is taken by nobody, unless the server says so of all.
 const IDS: usize = 16;
+/// How many leases are given back for an attempt of their grant that may come yet.
+const DOUBTED: usize = 3;
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// A lease that lives for years is not revoked for years.
 const LONGEST_REVOKE: Duration = Duration::from_secs(600);

@@ -138,7 +138,8 @@ impl Session {
         self.lease_handle().lost().await
     }
 
-    /// Opens another session with this one's settings and a lease of its own: what comes after a loss. One RPC.
+    /// Opens another session with this one's settings and a lease of its own: what comes after a loss. RPCs as at
+    /// [`SessionBuilder::open`].
     ///
     /// The TTL is the one that this session was granted.
     ///

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::fake::{self, Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::fake::{self, Do, FakeEtcd, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest;
 use etcd_concurrency::{Client, ErrorKind, LostReason, Mutex, Session};
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::support::requests::puts;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -66,6 +69,54 @@ async fn the_reply_of_a_grant_is_lost() {
         assert_eq!(fake.leases(), 1, "the one in doubt has ended");
         session.close().await.unwrap();
         assert_eq!(fake.leases(), 0);
+    }
+}
+
+/// The first attempt of a grant lay in a member that stood still, as did one of a lock's put, and the session was closed. The
+/// member went on: the grant made the revoked lease again, and the put came through: for a whole TTL the lock was held, by a key
+/// without an owner.
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_after_the_close_lets_no_late_put_in() {
+    let fake = FakeEtcd::start();
+    let [grant, put] = [Hold::new(), Hold::new()];
+    fake.fault(On::rpc(Rpc::LeaseGrant).client("a").once(), Do::hold(&grant));
+    let grants = fake.fault(On::rpc(Rpc::LeaseGrant).client("a"), Do::delay(Duration::ZERO));
+    // Nor does the revoke of the lease in doubt get through at once.
+    fake.fault(On::rpc(Rpc::LeaseRevoke).client("a").once(), Do::vanish());
+    let revokes = fake.fault(On::rpc(Rpc::LeaseRevoke).client("a"), Do::delay(Duration::ZERO));
+    let session = open(&fake.client_for("a")).await;
+    sleep(S(8)).await;
+    assert_eq!((fake.leases(), session.is_valid()), (1, true), "the session's alone");
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts).once(), Do::hold(&put));
+    let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+    guard.unlock().await.unwrap();
+    session.close().await.unwrap();
+    assert_eq!((grant.held(), put.held(), fake.leases()), (1, 1, 0));
+    let closed = fake.revision();
+    grant.release();
+    sleep(S(1)).await;
+    put.release();
+    sleep(S(1)).await;
+    assert_eq!((fake.revision(), fake.leases()), (closed, 1), "an empty lease");
+    sleep(S(10)).await;
+    assert_eq!(fake.leases(), 0);
+    assert_eq!((grants.seen(), revokes.seen()), (3, 3), "one grant more, and one revoke with its repetition");
+}
+
+/// Where the first attempt of every grant stays without an answer a session is opened all the same, within a bound.
+#[tokio::test(start_paused = true)]
+async fn an_open_whose_every_grant_leaves_one_in_doubt_ends() {
+    for (lost, most) in [(Do::vanish(), 2), (Do::cut(), 4)] {
+        let fake = FakeEtcd::start();
+        let asked = std::sync::Mutex::new(std::collections::HashSet::new());
+        let first = move |grant: &LeaseGrantRequest| asked.lock().unwrap().insert(grant.id);
+        let grants = fake.fault(On::rpc(Rpc::LeaseGrant).matching(first), lost);
+        let start = Instant::now();
+        let session = open(&fake.client()).await;
+        assert!(start.elapsed() <= S(11), "{:?}", start.elapsed());
+        assert_eq!(grants.hits(), most);
+        sleep(S(1)).await;
+        assert_eq!((fake.leases(), session.is_valid()), (1, true));
     }
 }
 
