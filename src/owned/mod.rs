@@ -28,6 +28,7 @@ use crate::txn::{Op, Txn};
 pub(crate) use guard::{guard, holder};
 use leave::{Deleted, Leave};
 pub(crate) use plan::{Plan, Planned};
+pub(crate) use writes::Last;
 use writes::Writes;
 
 /// Keys that are held: put by one transaction, so of one create_revision, and given up together. Dropped, they are
@@ -85,6 +86,12 @@ impl Owned {
     pub(crate) fn proven_at(&mut self, revision: i64) {
         self.header.revision = self.header.revision.max(revision);
         self.fences.iter().for_each(|fence| fence.stood_at(revision));
+    }
+
+    /// An owner before this one wrote the key, as it was read.
+    pub(crate) fn after(mut self, last: Last) -> Self {
+        self.writes = Writes::after(last);
+        self
     }
 
     /// The error that the loss of a key is, if one is known to be lost.

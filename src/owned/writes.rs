@@ -6,6 +6,7 @@ use tokio::sync::Mutex;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::{Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn};
@@ -18,15 +19,26 @@ pub(super) struct Writes {
 
 /// The last write of a key that is known.
 #[derive(Debug, Clone, Copy)]
-struct Last {
+pub(crate) struct Last {
     mod_revision: i64,
     /// How many writes of the key there had been by then, since it was created.
     version: i64,
 }
 
+impl From<&KeyValue> for Last {
+    fn from(kv: &KeyValue) -> Self {
+        Self { mod_revision: kv.mod_revision, version: kv.version }
+    }
+}
+
 impl Writes {
     pub(super) fn new(create_revision: i64) -> Self {
-        Self { last: Mutex::new(Last { mod_revision: create_revision, version: 1 }) }
+        Self::after(Last { mod_revision: create_revision, version: 1 })
+    }
+
+    /// Of a key that was read: its owner before may have written it.
+    pub(super) fn after(last: Last) -> Self {
+        Self { last: Mutex::new(last) }
     }
 
     /// Writes a value: one RPC, which the server refuses once the key is gone.
@@ -53,7 +65,7 @@ impl Writes {
             let answer = session.transact(txn, Repeat::Harmless).await?;
             let reply = answer.value;
             if reply.succeeded {
-                *last = Last { mod_revision: reply.header.revision, version: last.version + 1 };
+                *last = Last { mod_revision: reply.header.revision, version: last.version.saturating_add(1) };
                 fence.stood_at(reply.header.revision);
                 return Ok(reply.header);
             }
@@ -67,7 +79,7 @@ impl Writes {
                 return Err(Error::protocol(detail, outcome).at("KV/Txn"));
             }
             let written = kv.version.saturating_sub(last.version);
-            *last = Last { mod_revision: kv.mod_revision, version: kv.version };
+            *last = Last::from(kv);
             if answer.ambiguous && kv.value == value {
                 return Ok(pb::ResponseHeader { revision: kv.mod_revision, ..reply.header });
             }

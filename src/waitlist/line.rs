@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::foreign;
 use crate::error::Result;
 use crate::key::{Claim, contender, unshared};
-use crate::owned::Owned;
+use crate::owned::{Last, Owned};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
@@ -159,13 +159,13 @@ impl Line {
         Ok(self.behind_first(&line.kvs[ours..], line, revision))
     }
 
-    /// Who stands before our key of this create_revision, and the header of the answer that tells. None where it does not
-    /// stand.
+    /// Who stands before our key of this create_revision, the header of the answer that tells, and how our key was last
+    /// written. None where it does not stand.
     pub(super) async fn before(
         &self,
         session: &Session,
         own: i64,
-    ) -> Result<Option<(Standing, pb::ResponseHeader)>> {
+    ) -> Result<Option<(Standing, pb::ResponseHeader, Last)>> {
         self.before_by(&LIMITS, session, own).await
     }
 
@@ -180,7 +180,7 @@ impl Line {
         limits: &[i64],
         session: &Session,
         own: i64,
-    ) -> Result<Option<(Standing, pb::ResponseHeader)>> {
+    ) -> Result<Option<(Standing, pb::ResponseHeader, Last)>> {
         for &limit in limits {
             let txn =
                 Txn::new().success(self.youngest(limit, own.saturating_sub(1))).success(look_at(&self.key));
@@ -197,10 +197,10 @@ impl Line {
                 let Some(header) = sifting.await? else { return Ok(None) };
                 let header = header.unwrap_or(reply.header);
                 if let Some(standing) = self.behind_first(&line.kvs, &line, header.revision) {
-                    return Ok(Some((standing, header)));
+                    return Ok(Some((standing, header, Last::from(ours))));
                 }
             } else if let Some(standing) = self.behind_first(&line.kvs, line, reply.header.revision) {
-                return Ok(Some((standing, reply.header)));
+                return Ok(Some((standing, reply.header, Last::from(ours))));
             }
         }
         Err(endless())
@@ -269,9 +269,9 @@ impl Look for Line {
 }
 
 /// An error where the place no longer is one.
-async fn seen(place: &mut Owned, before: Option<(Standing, pb::ResponseHeader)>) -> Result<Standing> {
+async fn seen(place: &mut Owned, before: Option<(Standing, pb::ResponseHeader, Last)>) -> Result<Standing> {
     match before {
-        Some((standing, header)) => {
+        Some((standing, header, _)) => {
             place.proven_at(header.revision);
             Ok(standing)
         }

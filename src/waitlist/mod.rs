@@ -83,12 +83,13 @@ impl Waitlist {
         let before = self.line().before(&self.session, create_revision).await?;
         self.session.check()?;
         Ok(match before {
-            Some((Standing::First, header)) => {
+            Some((Standing::First, header, last)) => {
                 let place = self.plan(turn, Bytes::new()).put_before(create_revision, header);
+                let place = place.map(|place| place.after(last));
                 place.iter().for_each(|place| self.line().keep_clear(place));
                 place
             }
-            Some((Standing::Behind(_), _)) | None => None,
+            Some((Standing::Behind(_), ..)) | None => None,
         })
     }
 

@@ -45,6 +45,33 @@ async fn the_reply_of_a_campaign_is_lost() {
     }
 }
 
+/// A leadership that was resumed after its predecessor had proclaimed took the key for one that was never written: the first
+/// proclamation was refused and sent again, and where one reply of that was lost it was Unknown.
+#[tokio::test(start_paused = true)]
+async fn the_first_proclamation_of_a_resumed_leadership_knows_the_last_before_it() {
+    for lost in [None, Some(LoseReply::Error), Some(LoseReply::Hang)] {
+        let fake = FakeEtcd::start();
+        let before = session(&fake.client()).await;
+        let leadership = election(&before, "seat").campaign("a").await.unwrap();
+        for value in ["b", "c"] {
+            leadership.proclaim(value).await.unwrap();
+        }
+        let (key, token) = (leadership.key().clone(), leadership.token());
+        let after = Session::builder(&fake.client()).lease(before.orphan()).open().await.unwrap();
+        drop(leadership);
+        let resumed = election(&after, "seat").resume(&key, token).await.unwrap();
+        let calls = fake.fault(On::rpc(Rpc::Txn), Do::delay(Duration::ZERO));
+        let expected = if lost.is_some() { 2 } else { 1 };
+        if let Some(lost) = lost {
+            fake.fault(On::rpc(Rpc::Txn).matching(puts("d")).once(), Do::lose_reply_by(lost));
+        }
+        let written = fake.revision() + 1;
+        assert_eq!(resumed.proclaim("d").await.unwrap().revision, written);
+        assert_eq!((calls.seen(), fake.revision(), value(&fake).as_deref()), (expected, written, Some("d")));
+        resumed.resign().await.unwrap();
+    }
+}
+
 /// A proclamation whose reply is lost was made: it is settled by reading it back, and made once.
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_a_proclamation_is_lost() {
