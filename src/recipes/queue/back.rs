@@ -69,7 +69,9 @@ impl Settler {
             let answered = failed.is_none();
             // As long as the lease lives, the item waits for the next attempt. Where that may be refused for hours, it is seen to
             // stand meanwhile: what becomes of it is later then than what the server may have compacted by its lease's end.
-            let is_refused = failed.as_ref().is_some_and(|error| *error.kind() == ErrorKind::NoSpace);
+            let is_refused = failed.as_ref().is_some_and(|error| {
+                *error.kind() == ErrorKind::NoSpace || error.outcome() == Outcome::NotApplied
+            });
             if answered || is_refused || self.lease().lost_reason().is_some() {
                 match self.went(item, tries.in_doubt).await {
                     Ok(Went::With) => return Ok(true),
@@ -97,7 +99,7 @@ impl Settler {
                 return Ok(Went::Nowhere);
             }
             Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
-            Fate::Deleted(at) => match read_at(self.client(), &self.keys.claim(&item.place), at).await {
+            Fate::Deleted(at) | Fate::Gone(at) => match read_at(self.client(), &self.keys.claim(&item.place), at).await {
                 // It was deleted by hand: the lease would have taken both.
                 Ok(Some(_)) => return Ok(Went::Elsewhere),
                 Ok(None) => {}

@@ -63,7 +63,7 @@ pub(super) async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: End
         return match fate(client, &core.keys, item).await.ok()? {
             // Another consumer has done it since.
             Fate::Buried => Some(true),
-            Fate::Forgotten => None,
+            Fate::Forgotten | Fate::Gone(_) => None,
             // It was delivered again, or deleted by hand.
             Fate::Written | Fate::Deleted(_) | Fate::Unmoved(_) => Some(false),
         };

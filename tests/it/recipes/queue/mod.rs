@@ -8,6 +8,7 @@ mod compacted;
 mod drops;
 mod faults;
 mod full;
+mod gone;
 mod herd;
 mod jobs;
 mod model;

@@ -82,27 +82,19 @@ async fn closing_tells_of_an_item_that_is_on_its_way_back() {
 /// the item was lost.
 #[tokio::test(start_paused = true)]
 async fn what_became_of_an_unanswered_take_is_asked_until_it_is_told() {
-    for what in ["range", "watch"] {
-        let fake = FakeEtcd::start();
-        let (a, other, taking) = taken(&fake).await;
-        fake.partition("a");
-        assert_eq!(a.lost().await, LostReason::Expired);
-        until(&fake, |fake| fake.leases() == 1).await;
-        assert_eq!(count(&fake, "items"), 0);
-        let fault = match what {
-            "range" => {
-                let past = |range: &RangeRequest| range.revision > 0;
-                let on = On::rpc(Rpc::Range).client("a").matching(past).times(3);
-                fake.fault(on, Do::fail(Status::unknown("out of order")))
-            }
-            // For longer than a watch is waited for.
-            _ => fake.fault(On::rpc(Rpc::Watch).client("a").times(1), Do::vanish()),
-        };
-        fake.heal("a");
-        comes_back(&fake, &other).await;
-        assert!(fault.hits() > 0, "{what}");
-        taking.await.unwrap();
-    }
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    fake.partition("a");
+    assert_eq!(a.lost().await, LostReason::Expired);
+    until(&fake, |fake| fake.leases() == 1).await;
+    assert_eq!(count(&fake, "items"), 0);
+    let past = |range: &RangeRequest| range.revision > 0;
+    let on = On::rpc(Rpc::Range).client("a").matching(past).times(3);
+    let fault = fake.fault(on, Do::fail(Status::unknown("out of order")));
+    fake.heal("a");
+    comes_back(&fake, &other).await;
+    assert_eq!(fault.hits(), 3);
+    taking.await.unwrap();
 }
 
 /// The database was full for longer than a server that is away is waited for. While space was made the server was away for a moment,

@@ -1,0 +1,177 @@
+//! Items that are gone when it is asked what became of them: with their session, by an operator's hand, or not at all. On the fake
+//! and its paused clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, LoseReply, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::RangeRequest;
+use etcd_concurrency::{ErrorKind, LostReason, Op, Queue, Session, Txn};
+use tokio::time::{sleep, timeout};
+use tonic::Status;
+
+use super::faults::{S, count, puts, session, until};
+use super::saved::comes_back;
+use super::queue;
+use crate::support::requests::{deletes, is_held};
+
+/// A dequeue of client `a` was dropped, and what is to give its item back gets no answer: the session that took it, another's queue,
+/// and what keeps the answers away.
+async fn on_its_way(fake: &FakeEtcd, margin: u64, unheard: Do) -> (Session, Queue, Fault) {
+    let a = Session::builder(&fake.client_for("a")).ttl(S(60)).margin(S(margin)).open().await.unwrap();
+    let (taker, other) = (queue(&a, "q"), queue(&session(&fake.client_for("b")).await, "q"));
+    other.enqueue("item").await.unwrap();
+    let on = || On::rpc(Rpc::Txn).client("a");
+    fake.fault(on().matching(puts("claims")), Do::delay_reply(S(1)));
+    let unheard = fake.fault(on().matching(deletes), unheard);
+    timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+    sleep(S(1)).await;
+    assert!(unheard.hits() > 0);
+    (a, other, unheard)
+}
+
+async fn writes(fake: &FakeEtcd) {
+    for _ in 0..5 {
+        fake.client().txn(Txn::new().success(Op::put("other", ""))).await.unwrap();
+    }
+}
+
+/// The server is away until the lease has ended.
+async fn expires(fake: &FakeEtcd, a: &Session) {
+    fake.partition("a");
+    assert_eq!(a.lost().await, LostReason::Expired);
+    until(fake, |fake| fake.leases() == 1).await;
+}
+
+async fn delete(fake: &FakeEtcd, prefixes: &[&'static str]) {
+    let deletes = prefixes.iter().map(|prefix| Op::delete_prefix(*prefix));
+    fake.client().txn(deletes.fold(Txn::new(), Txn::success)).await.unwrap();
+}
+
+/// An item went with its session's lease in the very next revision, which was compacted. An old server does not tell of that to a watch
+/// that begins there: it was waited for, for ten minutes, and the item given up.
+#[tokio::test(start_paused = true)]
+async fn an_item_whose_deletion_the_server_lost_comes_back() {
+    let fake = FakeEtcd::builder().loses_deletions().start();
+    let (a, other, unheard) = on_its_way(&fake, 5, Do::vanish()).await;
+    let taken = fake.revision();
+    expires(&fake, &a).await;
+    assert_eq!((count(&fake, "items"), fake.revision()), (0, taken + 1), "it went with the lease");
+    fake.compact(fake.revision()).unwrap();
+    unheard.remove();
+    fake.heal("a");
+    comes_back(&fake, &other).await;
+    a.close().await.expect("it is saved");
+}
+
+/// A take was never applied, and an operator deleted its item, in the very next revision after a look at it, which was compacted:
+/// that was waited for in the same way, and each `close` failed.
+#[tokio::test(start_paused = true)]
+async fn a_take_of_an_item_whose_deletion_the_server_lost_is_no_debt() {
+    let fake = FakeEtcd::builder().loses_deletions().start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    queue(&b, "q").enqueue("item").await.unwrap();
+    let taker = queue(&a, "q");
+    let unheard = fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::vanish());
+    let taking = tokio::spawn(async move { drop(taker.dequeue().await.unwrap_err()) });
+    until(&fake, |_| unheard.hits() > 0).await;
+    delete(&fake, &["q/items/"]).await;
+    fake.compact(fake.revision()).unwrap();
+    taking.await.unwrap();
+    sleep(S(30)).await;
+    a.close().await.expect("nothing is to be saved");
+    assert_eq!(count(&fake, "items"), 0);
+}
+
+/// The item of an unanswered take went with the lease. The watch that was to tell of the take was not served: that was asked for once,
+/// and where that failed the item was lost.
+#[tokio::test(start_paused = true)]
+async fn a_watch_for_an_unanswered_take_is_made_until_it_is_told() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
+    fake.fault(on, Do::lose_reply_by(LoseReply::Hang).after(S(1)));
+    let taking = tokio::spawn(async move { drop(taker.dequeue().await.unwrap_err()) });
+    sleep(Duration::from_millis(500)).await;
+    // What is next after the look is not the take.
+    writes(&fake).await;
+    until(&fake, |fake| count(fake, "claims") == 1).await;
+    expires(&fake, &a).await;
+    // For longer than a watch is waited for.
+    let unserved = fake.fault(On::rpc(Rpc::Watch).client("a").times(1), Do::vanish());
+    fake.heal("a");
+    comes_back(&fake, &other).await;
+    assert_eq!(unserved.hits(), 1);
+    taking.await.unwrap();
+}
+
+/// An item was to go back, one attempt got no answer, and the next were refused, as an operator edited the rights; meanwhile the
+/// history was compacted. Then the session ended, and the item went with its lease: since its events were asked for from the take on,
+/// it was given up.
+#[tokio::test(start_paused = true)]
+async fn an_item_whose_return_is_forbidden_outlives_a_compaction() {
+    for closed in [true, false] {
+        let fake = FakeEtcd::start();
+        let (a, other, unheard) = on_its_way(&fake, 5, Do::vanish()).await;
+        let denied = Do::fail(Status::permission_denied("etcdserver: permission denied"));
+        let saves = |txn: &_| deletes(txn) || puts("items")(txn) && puts("senders")(txn);
+        writes(&fake).await;
+        sleep(S(30)).await;
+        let refused = fake.fault(On::rpc(Rpc::Txn).client("a").matching(saves), denied);
+        unheard.remove();
+        until(&fake, |_| refused.hits() > 1).await;
+        fake.compact(fake.revision()).unwrap();
+        match closed {
+            true => {
+                assert_eq!(*a.close().await.expect_err("it is unsaved").kind(), ErrorKind::PermissionDenied)
+            }
+            false => drop(fake.expire_lease(a.lease())),
+        }
+        until(&fake, |fake| fake.leases() == 1).await;
+        assert_eq!(count(&fake, "items"), 0, "it went with the lease");
+        sleep(S(30)).await;
+        refused.remove();
+        comes_back(&fake, &other).await;
+        a.close().await.unwrap_or_else(|error| panic!("{closed}: {error}"));
+    }
+}
+
+/// An item had been given back by an attempt without an answer, and stood in the queue, when its session ended, and the history was
+/// compacted. It was asked for in that history: that it was forgotten was taken for a loss, and each `close` failed.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_was_given_back_before_a_compaction_is_no_debt() {
+    let fake = FakeEtcd::start();
+    let (a, other, unheard) = on_its_way(&fake, 5, Do::lose_reply()).await;
+    expires(&fake, &a).await;
+    assert_eq!((count(&fake, "items"), count(&fake, "claims")), (1, 0), "it was given back");
+    writes(&fake).await;
+    fake.compact(fake.revision()).unwrap();
+    unheard.remove();
+    fake.heal("a");
+    sleep(S(60)).await;
+    a.close().await.expect("nothing is to be saved");
+    comes_back(&fake, &other).await;
+    sleep(S(60)).await;
+    assert_eq!(count(&fake, "items"), 0, "it comes once");
+}
+
+/// It was seen that an item was deleted, and the history compacted before it was seen whether it was put among the dead letters. The
+/// item was given up, as if nothing were known of it.
+#[tokio::test(start_paused = true)]
+async fn a_compaction_between_two_looks_loses_no_item() {
+    let fake = FakeEtcd::start();
+    let (a, other, unheard) = on_its_way(&fake, 5, Do::vanish()).await;
+    let hold = Hold::new();
+    let letters = |range: &RangeRequest| range.key.starts_with(b"q/undelivered/");
+    fake.fault(On::rpc(Rpc::Range).client("a").matching(letters).once(), Do::hold(&hold));
+    expires(&fake, &a).await;
+    unheard.remove();
+    fake.heal("a");
+    is_held(&hold).await;
+    writes(&fake).await;
+    fake.compact(fake.revision()).unwrap();
+    hold.release();
+    comes_back(&fake, &other).await;
+    a.close().await.expect("it is saved");
+}
