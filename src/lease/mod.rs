@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind, LostReason, Result};
 use alarm::Alarm;
 use clock::{LeaseClock, Moment};
 use doomed::Doomed;
+pub(crate) use fate::End;
 pub(crate) use local::{Held, Locals, Turn};
 pub(crate) use registry::Leases;
 use registry::{Carried, Command, Known};

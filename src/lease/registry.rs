@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clock::LeaseClock;
 use super::doomed::Doomed;
+use super::fate::End;
 use super::keepalive::KeepAlive;
 use super::local::Locals;
 use super::suspects::Suspects;
@@ -56,6 +57,8 @@ pub(super) struct Carried {
     pub(super) revokes: AtomicU32,
     /// The lease is gone: one of them was answered, or the server has said so.
     pub(super) revoked: AtomicBool,
+    /// What the answer to one of them tells of how long the lease lived.
+    pub(super) end: Mutex<Option<End>>,
     /// How many handles of the lease there have been, the newest of them that a keep-alive has proven, and the newest that
     /// was given away; 0 for none.
     pub(super) handles: AtomicU64,

@@ -96,9 +96,14 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
                 // One that was lost here has been adopted again meanwhile.
                 MayRevoke::No => break,
             }
-            let Err(error) = client.transport().lease_revoke(id).await else {
-                lease.was_revoked();
-                break;
+            let sent_at = client.transport().revision();
+            let error = match client.transport().lease_revoke(id).await {
+                Ok(revoked) => {
+                    lease.revoke_told(revoked, sent_at);
+                    lease.was_revoked();
+                    break;
+                }
+                Err(error) => error,
             };
             tracing::debug!(%error, lease = format_args!("{id:x}"), "a revoke failed");
             if error.outcome() == Outcome::NotApplied {

@@ -67,6 +67,15 @@ pub(crate) struct Answer<T> {
     pub(crate) unanswered: u32,
 }
 
+/// How a lease came to be gone that was revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Revoked {
+    /// By this: the store then had this revision.
+    At(i64),
+    /// It was gone before; in doubt, by an attempt of this whose answer was lost.
+    Before { in_doubt: bool },
+}
+
 macro_rules! unary {
     ($(#[$doc:meta])* $name:ident, $client:path, $method:ident, $rpc:literal, $request:ty => $response:ty) => {
         $(#[$doc])*
@@ -109,6 +118,11 @@ impl Transport {
         self.service.0.clone()
     }
 
+    /// The newest revision of the store that this client has been told of.
+    pub(crate) fn revision(&self) -> i64 {
+        self.cluster.revision()
+    }
+
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -141,10 +155,12 @@ impl Transport {
     }
 
     /// Revokes a lease. One that is gone already counts as revoked.
-    pub(crate) async fn lease_revoke(&self, id: i64) -> Result<()> {
+    pub(crate) async fn lease_revoke(&self, id: i64) -> Result<Revoked> {
         match self.raw_lease_revoke(pb::LeaseRevokeRequest { id }, Repeat::Harmless, Sees::Nothing).await {
-            Ok(_) => Ok(()),
-            Err(error) if *error.kind() == ErrorKind::LeaseNotFound => Ok(()),
+            Ok(answer) => Ok(Revoked::At(answer.value.header.map_or(0, |header| header.revision))),
+            Err(error) if *error.kind() == ErrorKind::LeaseNotFound => {
+                Ok(Revoked::Before { in_doubt: error.outcome() != Outcome::NotApplied })
+            }
             Err(error) => Err(error),
         }
     }

@@ -13,6 +13,7 @@ use super::core::Item;
 use super::fate::{Fate, fate, read_at};
 use super::settle::{Settler, take_back, write_again};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
+use crate::lease::End;
 use crate::session::cleanup::Debt;
 use crate::transport::retry::{Backoff, Repeat, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
@@ -73,7 +74,7 @@ impl Settler {
                 *error.kind() == ErrorKind::NoSpace || error.outcome() == Outcome::NotApplied
             });
             if answered || is_refused || self.lease().lost_reason().is_some() {
-                match self.went(item, tries.in_doubt).await {
+                match self.went(item, tries).await {
                     Ok(Went::With) => return Ok(true),
                     Ok(Went::Elsewhere) => return Ok(false),
                     // Its claim is another's.
@@ -91,59 +92,95 @@ impl Settler {
 
     /// Where an item went that a take has bound to the lease. An error where it may have gone with that, and what became of it is
     /// compacted: it may have been given back, and taken by another since.
-    async fn went(&self, item: &mut Item, in_doubt: bool) -> Result<Went> {
+    async fn went(&self, item: &mut Item, tries: &mut Tries) -> Result<Went> {
         let mut is_forgotten = false;
-        match fate(self.client(), &self.keys, item).await? {
+        let gone_by = match fate(self.client(), &self.keys, item).await? {
             Fate::Unmoved(stood_at) => {
                 item.stood_at = stood_at;
                 return Ok(Went::Nowhere);
             }
             Fate::Written | Fate::Buried => return Ok(Went::Elsewhere),
-            Fate::Deleted(at) | Fate::Gone(at) => match read_at(self.client(), &self.keys.claim(&item.place), at).await {
-                // It was deleted by hand: the lease would have taken both.
-                Ok(Some(_)) => return Ok(Went::Elsewhere),
-                Ok(None) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {}
-                Err(error) => return Err(error),
-            },
-            Fate::Forgotten => is_forgotten = true,
-        }
+            Fate::Deleted(at) | Fate::Gone(at) => {
+                match read_at(self.client(), &self.keys.claim(&item.place), at).await {
+                    // It was deleted by hand: the lease would have taken both.
+                    Ok(Some(_)) => return Ok(Went::Elsewhere),
+                    Ok(None) => at,
+                    Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => at,
+                    Err(error) => return Err(error),
+                }
+            }
+            Fate::Forgotten => {
+                is_forgotten = true;
+                self.client().transport().revision()
+            }
+        };
         // While the lease lives, nothing has gone with it.
-        if !self.has_ended().await? {
+        if !self.has_ended(gone_by, &mut tries.lived).await? {
             return Ok(Went::Elsewhere);
         }
-        if is_forgotten && in_doubt {
+        if is_forgotten && tries.in_doubt {
             let error = Error::new(ErrorKind::Compacted { revision: 0 }, Outcome::Unknown);
             return Err(error.because("what became of an item since it was taken"));
         }
         Ok(Went::With)
     }
 
-    /// Whether the lease has ended, of which two keys are gone. Asked several times: one that is told to live may be told so by
-    /// a member that lags behind, or by a leader that is none any more.
-    pub(super) async fn has_ended(&self) -> Result<bool> {
+    /// Whether the lease may have ended by the revision by which two keys of it were gone. Asked several times: one that is told to
+    /// live may be told so by a member that lags behind, or by a leader that is none any more.
+    ///
+    /// Whether it ends meanwhile, by its session's own revoke or as its TTL runs out, says nothing of what took those keys. So what
+    /// the revoke is answered counts: it goes through the log. So does a keep-alive that was answered after the keys were gone
+    /// (`lived`, which outlasts the errors of other looks), where an end that came after it is explained: but not where a third party
+    /// would have had to revoke the lease in the very seconds between two looks, nor where the revoke found it gone.
+    ///
+    /// What remains in doubt: a keep-alive can be answered by a leader that is none any more (`lease/fate.rs`). Such an answer loses
+    /// an item that went with its lease, where in those seconds the session was lost at its deadline, too, or its own revoke is
+    /// not answered without doubt. In all other doubts the item comes again: one that an operator deleted, of a lease that then
+    /// ended before it was seen to live.
+    pub(super) async fn has_ended(&self, gone_by: i64, lived: &mut bool) -> Result<bool> {
         let mut look = 1;
         loop {
             let lost = self.lease().lost_reason();
             // The revoke waits for this, and not for long: it would be taken for what ended the lease before.
             let is_closing = lost == Some(LostReason::Closed) && self.lease().may_live(lost);
             let ended = match lost {
-                // That it was lost here meanwhile says nothing of the server.
-                None => {
-                    matches!(self.lease().ask().await?, Some(LostReason::LeaseGone | LostReason::Revoked))
-                }
+                None => match self.lease().ask().await? {
+                    Some(reason) => matches!(reason, LostReason::LeaseGone | LostReason::Revoked),
+                    None => {
+                        *lived = true;
+                        false
+                    }
+                },
                 Some(_) if is_closing => {
-                    self.client().transport().lease_keep_alive(self.lease().id()).await? <= 0
+                    let left = self.client().transport().lease_keep_alive(self.lease().id()).await?;
+                    *lived |= left > 0;
+                    left <= 0
                 }
                 Some(_) => self.lease().is_over().await?,
             };
             let looks = if lost.is_none() || is_closing { ASKS } else { LOOKS };
-            if ended || look >= looks {
-                return Ok(ended);
+            match ended {
+                // The answer to the revoke tells more.
+                true if !*lived && self.lease().awaits_revoke() && look < LOOKS => {}
+                true => return Ok(!self.outlived(gone_by, *lived)),
+                false if look >= looks => return Ok(false),
+                false => {}
             }
             look += 1;
             sleep(LOOK).await;
         }
+    }
+
+    /// Whether the lease, which has ended, was there yet when the keys were gone.
+    fn outlived(&self, gone_by: i64, lived: bool) -> bool {
+        let told = self.lease().end_told();
+        let is_explained = match self.lease().lost_reason() {
+            // Its TTL may have run out, or its adopter have ended it.
+            Some(LostReason::Expired | LostReason::LeaseGone | LostReason::Orphaned) => true,
+            Some(LostReason::Closed) => told != Some(End::Before),
+            _ => false,
+        };
+        told.is_some_and(|end| end.is_after(gone_by)) || lived && is_explained
     }
 
     /// Waits for the next attempt; gives the error back where there is to be none.
@@ -205,6 +242,8 @@ pub(super) struct Tries {
     backoff: Backoff,
     /// An attempt may have been applied.
     pub(super) in_doubt: bool,
+    /// The lease was told to live by a leader after it was seen that two keys of it are gone.
+    pub(super) lived: bool,
     /// When the attempt under way began.
     since: Instant,
     /// How long those took that failed, with the pauses after them.
@@ -218,7 +257,8 @@ pub(super) struct Tries {
 impl Tries {
     pub(super) fn of(debt: Option<Debt>) -> Self {
         let (backoff, since) = (Backoff::default(), Instant::now());
-        Self { backoff, in_doubt: false, since, lasted: Duration::ZERO, in_vain: Duration::ZERO, debt }
+        let (in_doubt, lived) = (false, false);
+        Self { backoff, in_doubt, lived, since, lasted: Duration::ZERO, in_vain: Duration::ZERO, debt }
     }
 
     /// Something is lost where it does not succeed.

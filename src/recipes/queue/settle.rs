@@ -151,7 +151,9 @@ impl Settler {
                 None => match self.taken_once(take).await {
                     // While the lease lives, nothing has gone with it.
                     Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
-                        self.has_ended().await.and_then(|ended| if ended { Err(error) } else { Ok(None) })
+                        let gone_by = self.client().transport().revision();
+                        let ended = self.has_ended(gone_by, &mut tries.lived).await;
+                        ended.and_then(|ended| if ended { Err(error) } else { Ok(None) })
                     }
                     told => told,
                 },
