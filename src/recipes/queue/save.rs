@@ -94,7 +94,7 @@ impl Settler {
     async fn was_saved(&self, item: &Item, unput_at: i64, tries: &mut Tries) -> Result<bool> {
         loop {
             let fence = self.grant(tries).await?;
-            let told = self.was_put(&self.keys.item(&item.place), unput_at, fence.lease).await;
+            let told = self.was_put(&self.keys.item(&item.place), unput_at, fence.lease, tries).await;
             if let Err(error) = self.client().transport().lease_revoke(fence.lease).await {
                 tracing::debug!(%error, "the lease of a mark is left to its TTL");
             }
@@ -113,7 +113,7 @@ impl Settler {
     ///
     /// A watch tells what was put, but says nowhere that it has told all, and may lag by any time. So a mark is put behind what
     /// is asked for, with this lease, and one watch is told of both: in their order.
-    async fn was_put(&self, key: &Bytes, after: i64, lease: i64) -> Result<bool> {
+    async fn was_put(&self, key: &Bytes, after: i64, lease: i64, tries: &mut Tries) -> Result<bool> {
         let range = pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
         let found = self.client().transport().range(range).await?;
         if found.kvs.iter().any(|kv| kv.mod_revision > after) {
@@ -126,21 +126,23 @@ impl Settler {
         // Nothing but keys of the queue sorts between the two.
         let both = Watch::range(key, prefix_end(&self.keys.senders));
         let mut watcher = self.client().watch(both.no_delete().from_revision(after.saturating_add(1)));
-        let told = async {
-            loop {
-                for kv in watcher.next().await?.events.into_iter().filter_map(|event| event.kv) {
-                    match kv.mod_revision > now {
-                        true => return Ok(false),
-                        false if kv.key == key && kv.mod_revision > after => return Ok(true),
-                        false => {}
-                    }
+        let patience = self.client().transport().limits().request_timeout;
+        // However long it takes to tell all: another watch would begin from the start.
+        loop {
+            let Ok(told) = timeout(patience, watcher.next()).await else {
+                let late = Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch");
+                self.again(tries, late).await?;
+                continue;
+            };
+            tries.answered();
+            for kv in told?.events.into_iter().filter_map(|event| event.kv) {
+                match kv.mod_revision > now {
+                    true => return Ok(false),
+                    false if kv.key == key && kv.mod_revision > after => return Ok(true),
+                    false => {}
                 }
             }
-        };
-        let patience = self.client().transport().limits().request_timeout;
-        timeout(patience, told)
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Watch/Watch")))
+        }
     }
 
     async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {

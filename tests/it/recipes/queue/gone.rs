@@ -9,9 +9,9 @@ use etcd_concurrency::{ErrorKind, LostReason, Op, Queue, Session, Txn};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 
-use super::faults::{S, count, puts, session, until};
-use super::saved::comes_back;
-use super::queue;
+use super::faults::{S, count, puts, session, until, until_clean};
+use super::saved::{comes_back, full};
+use super::{queue, text};
 use crate::support::requests::{deletes, is_held};
 
 /// A dequeue of client `a` was dropped, and what is to give its item back gets no answer: the session that took it, another's queue,
@@ -221,3 +221,38 @@ async fn a_deleted_item_does_not_come_back_by_a_standstill() {
     sleep(S(120)).await;
     assert_eq!(count(&fake, "items"), 0, "{}", fake.snapshot());
 }
+
+/// The queue was used so much after a put began that a watch took longer to tell of that than a server is waited for: each watch was
+/// given up in the midst of it, and another began from the start.
+#[tokio::test(start_paused = true)]
+async fn a_put_is_found_out_behind_a_long_history() {
+    let fake = FakeEtcd::start();
+    let (a, other, unheard) = on_its_way(&fake, 5, Do::vanish()).await;
+    let leases = |fake: &FakeEtcd| fake.snapshot().leases.iter().map(|lease| lease.id).collect::<Vec<_>>();
+    let others = leases(&fake).into_iter().find(|id| *id != a.lease()).unwrap();
+    let on = || On::rpc(Rpc::Txn).client("a").matching(puts("senders"));
+    let refused = fake.fault(on(), full());
+    fake.expire_lease(a.lease());
+    unheard.remove();
+    until(&fake, |_| refused.hits() > 0).await;
+    let operator = fake.client();
+    for _ in 0..LONG_HISTORY {
+        operator.txn(Txn::new().success(Op::put("q/senders/other", ""))).await.unwrap();
+    }
+    let lost = fake.fault(on(), Do::lose_reply());
+    refused.remove();
+    until(&fake, |fake| lost.hits() > 0 && count(fake, "items") == 1).await;
+    assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+    until_clean(&fake).await;
+    let slow = fake.fault(On::response(Rpc::Watch).client("a"), Do::delay(S(6)).alone());
+    let put = leases(&fake).into_iter().find(|id| *id != others).expect("that of the put");
+    assert!(fake.revoke_lease(put));
+    lost.remove();
+    sleep(S(900)).await;
+    assert_eq!(count(&fake, "items"), 0, "{}", fake.snapshot());
+    assert!(slow.hits() > 2, "{}", slow.hits());
+    a.close().await.expect("it is found out that it was saved");
+}
+
+/// More than a server tells in two responses.
+const LONG_HISTORY: usize = 2500;
