@@ -7,7 +7,8 @@
 use bytes::Bytes;
 
 use super::core::{Core, Item};
-use super::fate::{Fate, deleted_at, fate};
+use super::fate::{Fate, deleted_at, fate, read_at};
+use crate::client::Client;
 use crate::error::Result;
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
@@ -45,11 +46,17 @@ impl Along {
     }
 }
 
-/// Whether an item whose claim is gone was ended by its worker, and with it all that was to be done at once. None where that
-/// cannot be told.
-pub(super) async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: Ends) -> Option<bool> {
+/// Whether an item whose claim is gone was ended by its worker, and with it all that was to be done at once, by what was sent when
+/// this revision was known. None where that cannot be told.
+pub(super) async fn was_ended(
+    core: &Core,
+    fence: &Fence,
+    item: &Item,
+    ends: Ends,
+    sent_at: i64,
+) -> Option<bool> {
     let client = core.session.client();
-    let at = deleted_at(client, fence.key(), fence.token()).await.ok()??;
+    let at = deleted_at(client, fence.key(), stood_at(client, fence, sent_at).await?).await.ok()??;
     let (along, buries) = match ends {
         Ends::Not => return None,
         Ends::With(along) => (along, false),
@@ -80,6 +87,20 @@ pub(super) async fn was_ended(core: &Core, fence: &Fence, item: &Item, ends: End
         (Ended::Before, None) if along.hidden || !seen.deleted => None,
         // While the lease stands, it was not the lease's end that deleted that with the claim.
         (Ended::Before, None) => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
+    }
+}
+
+/// The last revision at which the claim is known to have stood, of the one that was known when its end was sent and the one at which
+/// it was put: a job may take longer than the server keeps its history.
+async fn stood_at(client: &Client, fence: &Fence, sent_at: i64) -> Option<i64> {
+    let sent_at = sent_at.max(fence.token());
+    match read_at(client, fence.key(), sent_at).await {
+        Ok(claim) => {
+            let stood = claim.is_some_and(|kv| kv.create_revision == fence.token());
+            Some(if stood { sent_at } else { fence.token() })
+        }
+        // So is what was before.
+        Err(_) => None,
     }
 }
 

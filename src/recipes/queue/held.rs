@@ -140,6 +140,7 @@ impl Hand {
     async fn decide(self, txn: Txn, ends: Ends) -> Result<()> {
         let Self { core, item, fence } = &self;
         let client = core.session.client();
+        let sent_at = client.transport().revision();
         let answer = match core.session.transact(txn.clone(), Repeat::Harmless).await {
             Ok(answer) if answer.value.succeeded => return Ok(()),
             Ok(answer) => answer,
@@ -163,7 +164,7 @@ impl Hand {
             // While the lease stands it was us, or another has given the item back for us.
             Ends::Not => matches!(core.session.lease_handle().ask().await, Ok(None)).then_some(true),
             _ if stands => Some(false),
-            ends => was_ended(core, fence, item, ends).await,
+            ends => was_ended(core, fence, item, ends, sent_at).await,
         };
         match done {
             Some(true) => Ok(()),

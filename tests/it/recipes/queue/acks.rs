@@ -1,7 +1,7 @@
 //! Acknowledgements that get no answer, on the fake and its paused clock.
 
 use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
-use etcd_concurrency::{LostReason, Op, Outcome};
+use etcd_concurrency::{LostReason, Op, Outcome, Txn};
 use tokio::time::{sleep, timeout};
 
 use super::faults::{S, count, puts, session, until, until_clean};
@@ -158,5 +158,27 @@ async fn an_acknowledgement_that_goes_on_does_not_say_that_it_was_not_applied() 
             }
             assert_eq!(fake.snapshot().get("data").is_some(), goes_on && how == "ack with a put");
         }
+    }
+}
+
+/// A worker had a job for longer than the server keeps its history, and the reply to its acknowledgement was lost. What became of the
+/// claim was asked for from the take on: that was compacted, and the worker could not be told.
+#[tokio::test(start_paused = true)]
+async fn an_ack_of_a_long_job_is_found_after_a_compaction() {
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        let fake = FakeEtcd::start();
+        let session = session(&fake.client_for("a")).await;
+        let queue = queue(&session, "q");
+        queue.enqueue("item").await.unwrap();
+        let job = queue.take().await.unwrap();
+        for _ in 0..5 {
+            fake.client().txn(Txn::new().success(Op::put("other", ""))).await.unwrap();
+        }
+        fake.compact(fake.revision()).unwrap();
+        assert_eq!(queue.len().await.unwrap(), 0);
+        let on = On::rpc(Rpc::Txn).client("a").matching(deletes).once();
+        let fault = fake.fault(on, Do::lose_reply_by(lost));
+        job.ack().await.expect("it was applied");
+        assert_eq!(fault.hits(), 1);
     }
 }
