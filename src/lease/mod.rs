@@ -144,6 +144,11 @@ impl Lease {
         &self.carried.urgent
     }
 
+    /// The holds of barriers that may outlast the lease without an owner, whichever session on it makes them.
+    pub(crate) fn holds(&self) -> &TaskTracker {
+        &self.carried.holds
+    }
+
     /// What is lost with the lease unless it is saved, of all sessions on it; told and asked for this handle.
     pub(crate) fn unsaved(&self) -> Unsaved {
         self.carried.unsaved.of(self.number)

@@ -51,6 +51,8 @@ pub(super) struct Carried {
     pub(super) doomed: Doomed,
     /// The work that must end before the lease is revoked, of all sessions that are or were on it.
     pub(super) urgent: TaskTracker,
+    /// The holds of barriers that may outlast the lease without an owner, of all sessions that are or were on it.
+    pub(super) holds: TaskTracker,
     /// What is lost with the lease unless that work saves it, and what stays without it.
     pub(super) unsaved: Unsaved,
     /// How many revokes were sent that may be applied at any time.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use crate::error::{Error, ErrorKind, Outcome};
 
 /// What keeps those from being saved that are not yet, of all sessions on one lease: any of them revokes it.
@@ -33,6 +35,8 @@ pub(crate) enum Owed {
     Item,
     /// A hold of a barrier, which stays without the lease.
     Hold,
+    /// The release of a barrier, whose hold stays without the lease.
+    Release,
 }
 
 impl Owed {
@@ -40,6 +44,7 @@ impl Owed {
         match self {
             Self::Item => "an item that no caller was given is not back in its queue yet",
             Self::Hold => "a hold that no caller was given is not taken back from its barrier yet",
+            Self::Release => "a barrier whose release was begun, and told to no caller, is not released yet",
         }
     }
 }
@@ -50,6 +55,8 @@ impl Owed {
 pub(crate) struct Debt {
     unsaved: Unsaved,
     id: u64,
+    /// Who waits for this to end waits until it is dropped.
+    _counted: Vec<TaskTrackerToken>,
 }
 
 impl Unsaved {
@@ -65,7 +72,7 @@ impl Unsaved {
         // As long as no attempt has failed, none has been answered.
         let why = ErrorKind::Timeout;
         known.open.insert(id, Open { handle: self.handle, owed, why });
-        Debt { id, unsaved: self.clone() }
+        Debt { id, unsaved: self.clone(), _counted: Vec::new() }
     }
 
     /// The error that it is that something is unsaved.
@@ -90,6 +97,11 @@ impl Unsaved {
 }
 
 impl Debt {
+    /// One that is waited for, until it is dropped.
+    pub(crate) fn counted(self, by: impl IntoIterator<Item = TaskTrackerToken>) -> Self {
+        Self { _counted: Vec::from_iter(by), ..self }
+    }
+
     pub(crate) fn failed(&self, why: &ErrorKind) {
         if let Some(open) = self.unsaved.known().open.get_mut(&self.id) {
             open.why = why.clone();

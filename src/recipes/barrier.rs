@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
@@ -109,9 +109,42 @@ impl Barrier {
     /// it is this one that goes. The session's loss is no error.
     ///
     /// # Cancel safety
-    /// Dropping the future lets the release go on in the background.
+    /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of it goes on
+    /// until the server takes it, or refuses it for good; closing the session waits for that, and fails where it is not done in
+    /// time. So it does for a release whose future is kept and not polled.
     pub async fn release(&self) -> Result<()> {
-        self.session.cleanup().finish(self.clone().delete()).await
+        let (told, caller) = oneshot::channel();
+        let releasing = self.session.cleanup().finish(self.clone().release_for(told));
+        // The caller goes first where both are dropped.
+        let mut both = (caller, releasing);
+        (&mut both.1).await
+    }
+
+    /// Releases for a caller; where that has gone, and it fails, until it is done.
+    async fn release_for(self, caller: oneshot::Sender<()>) -> Result<()> {
+        // Before it is sent: the answer may never be looked at.
+        let owed = self.session.cleanup().release();
+        let hold = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = self.clone().delete().await;
+        match &released {
+            Err(error) if caller.is_closed() && hold != 0 => {
+                owed.failed(error.kind());
+                self.delete_for_good(hold, Some(owed));
+            }
+            // Known to its caller; or another's hold, of which nothing is known that would tell it from a later one.
+            _ => owed.saved(),
+        }
+        released
+    }
+
+    /// Deletes the hold of this create_revision in the background, for as long as it takes.
+    fn delete_for_good(&self, hold: i64, owed: Option<Debt>) {
+        let (settler, hold) = (self.session.settler(), [(self.key.clone(), hold)]);
+        let client = settler.client().clone();
+        settler.settle_for_good("a barrier's hold", owed, move || {
+            let (client, txn) = (client.clone(), delete_each(&hold));
+            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
+        });
     }
 
     /// Waits until no client holds the barrier; returns at once if none does. One that finds a later hold than the one that it
@@ -219,7 +252,7 @@ struct Hold {
     /// Its create_revision.
     held_since: i64,
     /// Once it may outlast the lease.
-    owed: Option<(Debt, TaskTrackerToken)>,
+    owed: Option<Debt>,
     kept: bool,
 }
 
@@ -262,19 +295,13 @@ impl Drop for Hold {
         if self.kept {
             return;
         }
-        let (settler, hold) = (self.barrier.session.settler(), [(self.barrier.key.clone(), self.held_since)]);
-        let client = settler.client().clone();
-        let (debt, _counted) = self.owed.take().unzip();
-        settler.settle_for_good("a barrier's hold", debt, move || {
-            let (client, txn) = (client.clone(), delete_each(&hold));
-            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
-        });
+        self.barrier.delete_for_good(self.held_since, self.owed.take());
     }
 }
 
 /// It does not outlast the lease, or is its caller's.
-fn settled(owed: &mut Option<(Debt, TaskTrackerToken)>) {
-    if let Some((debt, _)) = owed.take() {
+fn settled(owed: &mut Option<Debt>) {
+    if let Some(debt) = owed.take() {
         debt.saved();
     }
 }

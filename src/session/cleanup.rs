@@ -45,6 +45,7 @@ impl Cleanup {
     pub(super) fn of(runtime: Handle, lease: &Arc<Lease>) -> Self {
         let (urgent, unsaved) = (lease.urgent().clone(), lease.unsaved());
         urgent.close();
+        lease.holds().close();
         Self { urgent, unsaved, lease: Some(lease.clone()), ..Self::new(runtime) }
     }
 
@@ -65,10 +66,20 @@ impl Cleanup {
         self.unsaved.debt(Owed::Item)
     }
 
-    /// A hold of a barrier that may outlast the lease without an owner: until it is known not to, closing the session says so.
-    /// Closing waits for the token.
-    pub(crate) fn hold(&self) -> (Debt, TaskTrackerToken) {
-        (self.unsaved.debt(Owed::Hold), self.tasks.token())
+    /// A hold of a barrier that may outlast the lease without an owner: until it is known not to, closing a session on the lease says
+    /// so. Closing waits until this is dropped.
+    pub(crate) fn hold(&self) -> Debt {
+        self.outlasting(Owed::Hold)
+    }
+
+    /// The same of a release that may fail where no caller is told of that.
+    pub(crate) fn release(&self) -> Debt {
+        self.outlasting(Owed::Release)
+    }
+
+    fn outlasting(&self, owed: Owed) -> Debt {
+        let of_the_lease = self.lease.as_ref().map(|lease| lease.holds().token());
+        self.unsaved.debt(owed).counted(of_the_lease.into_iter().chain([self.tasks.token()]))
     }
 
     /// The error that it is that something is not saved. Where the lease is another's, what that one is about to do says
@@ -103,6 +114,14 @@ impl Cleanup {
     {
         let counted = self.from_the_start.then(|| self.tasks.token());
         Finish { work: Some(Box::pin(work)), cleanup: self.clone(), counted }
+    }
+
+    /// Waits until no hold of a barrier, of whichever session on the lease, may outlast that without an owner. Any of them ends the
+    /// lease for all, and so their holds.
+    pub(super) async fn holds_settled(&self) {
+        if let Some(lease) = &self.lease {
+            lease.holds().wait().await;
+        }
     }
 
     /// Waits until all work in the background has ended.

@@ -191,7 +191,8 @@ impl Session {
     ///
     /// In the same way, where a hold of a [`Barrier`](crate::Barrier) whose [`hold`](crate::Barrier::hold) failed, was dropped, or
     /// is kept and not polled, is not taken back, or it is not known yet whether it is: a process that ends before leaves the
-    /// barrier held.
+    /// barrier held. So does one where the hold stands whose [`release`](crate::Barrier::release) was dropped, or is kept and not
+    /// polled.
     ///
     /// # Cancel safety
     /// The revoke goes on in the background.
@@ -212,9 +213,10 @@ impl Session {
         };
         let drained = async {
             self.cleanup().drained().await;
-            if lease.is_anothers() {
+            match lease.is_anothers() {
                 // No revoke has waited for it.
-                self.cleanup().may_revoke().await;
+                true => self.cleanup().may_revoke().await,
+                false => self.cleanup().holds_settled().await,
             }
         };
         // Where the lease is not revoked, some of it waits for an adoption, which may never come.

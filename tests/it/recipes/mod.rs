@@ -1,6 +1,7 @@
 //! The recipes, each on the fake and on every real version, from the same bodies; and under drawn faults.
 
 mod barrier;
+mod barrier_closing;
 mod contenders;
 mod counter;
 mod double_barrier;

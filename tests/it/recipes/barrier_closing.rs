@@ -1,0 +1,90 @@
+//! What closing a session waits for, and tells, of barriers: on the fake and its paused clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::pb::etcdserverpb::TxnRequest;
+use etcd_concurrency::{Barrier, ErrorKind, Outcome, Session};
+use tokio::time::{sleep, timeout};
+
+use crate::support::requests::deletes;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn writes(txn: &TxnRequest) -> bool {
+    !txn.compare.is_empty()
+}
+
+/// Two sessions were on one lease. One was making a hold to last when the other was closed, which ended both: the hold was being taken
+/// back, and the `close` did not wait for that. It failed.
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_a_hold_of_another_session_on_the_lease() {
+    let fake = FakeEtcd::start();
+    let a = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let also = Session::builder(a.client()).lease(a.lease()).open().await.unwrap();
+    let gate = Barrier::new(&a, "gate").unwrap();
+    let txns = || On::rpc(Rpc::Txn).client("a");
+    fake.fault(txns().matching(writes).nth(2), Do::delay_reply(S(1)));
+    fake.fault(txns().matching(deletes), Do::delay(S(2)));
+    let holding = tokio::spawn(async move { gate.hold().await });
+    fake.until(|fake| fake.snapshot().get("gate").is_some_and(|kv| kv.lease == 0)).await;
+    also.close().await.expect("it is taken back");
+    assert!(fake.snapshot().get("gate").is_none(), "nothing is left to be done");
+    assert_eq!(holding.await.unwrap().unwrap_err().outcome(), Outcome::Unknown);
+    a.close().await.expect("nothing is left to be done");
+}
+
+/// The future of a release was dropped, or kept and not polled, and its request failed: that was forgotten, `close` said that all was
+/// well, the process ended, and the barrier stayed held without an owner.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_a_dropped_release() {
+    for (polled, denied) in [(true, true), (true, false), (false, false)] {
+        let fake = FakeEtcd::start();
+        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+        let gate = Barrier::new(&session, "gate").unwrap();
+        gate.hold().await.unwrap();
+        let fails = match denied {
+            true => Do::fail(tonic::Status::permission_denied("etcdserver: permission denied")),
+            false => Do::vanish(),
+        };
+        let fails = fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), fails.after(S(1)));
+        let mut releasing = Box::pin(gate.release());
+        timeout(Duration::from_millis(500), &mut releasing).await.expect_err("the answer takes longer");
+        let kept = (!polled).then_some(releasing);
+        sleep(S(2)).await;
+        let error = session.close().await.expect_err("the barrier is held");
+        let expected = if denied { ErrorKind::PermissionDenied } else { ErrorKind::Timeout };
+        assert_eq!((error.kind(), error.outcome()), (&expected, Outcome::Unknown), "{polled}");
+        assert!(fake.snapshot().get("gate").is_some());
+        fails.remove();
+        drop(kept);
+        let gone = fake.until(|fake| fake.snapshot().get("gate").is_none());
+        timeout(S(60), gone).await.expect("released");
+        sleep(S(1)).await;
+        session.close().await.expect("nothing is left to be done");
+    }
+}
+
+/// A release that failed is told to its caller, who is there: no reason for a later `close` to fail. And what is released once it can
+/// be is no later hold.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_release_hits_no_later_hold() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
+    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    gate.hold().await.unwrap();
+    let fails = fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::vanish());
+    let error = gate.release().await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown));
+    timeout(Duration::from_millis(500), gate.release()).await.expect_err("no answer comes");
+    others.release().await.unwrap();
+    others.hold().await.unwrap();
+    sleep(S(30)).await;
+    fails.remove();
+    sleep(S(60)).await;
+    assert!(fake.snapshot().get("gate").is_some(), "{}", fake.snapshot());
+    let error = gate.hold().await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::Locked);
+    session.close().await.expect("nothing is left to be done");
+}
