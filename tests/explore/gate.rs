@@ -23,6 +23,8 @@ struct Shared {
 struct Inner {
     closed: bool,
     lanes: u64,
+    /// How many messages have come to wait.
+    arrivals: u64,
     waiting: VecDeque<Message>,
 }
 
@@ -103,8 +105,22 @@ impl Gate {
             return (message.ends)(Verdict::Delivered);
         }
         inner.waiting.push_back(message);
+        inner.arrivals += 1;
         drop(inner);
         self.0.arrived.notify_one();
+    }
+
+    /// How many messages have come to wait, since the beginning.
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.inner().arrivals
+    }
+
+    /// Waits until another message has come.
+    pub(crate) async fn another(&self) {
+        let before = self.arrivals();
+        while self.arrivals() == before {
+            self.0.arrived.notified().await;
+        }
     }
 
     /// Waits until there is such a message.

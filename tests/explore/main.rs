@@ -50,6 +50,8 @@ fn all_of(scene: &Scene, of: &[Bounds]) {
             .collect();
         let played = play(scene, of[0], &schedule);
         println!("{}", picture(&played));
+        let longer = schedule.len().saturating_sub(played.points.len().max(1));
+        assert_eq!(longer, 0, "EXPLORE_SCHEDULE goes on after the end of the scene");
         assert_eq!(played.violation, None);
         return;
     }
@@ -57,8 +59,9 @@ fn all_of(scene: &Scene, of: &[Bounds]) {
         let started = Instant::now();
         let explored = explore(scene, bounds);
         println!(
-            "{}: all {} schedules of at most {} preemptions and {} faults, of up to {} points, in {:.1?}",
+            "{}: {}{} schedules of at most {} preemptions and {} faults, of up to {} points, in {:.1?}",
             scene.name,
+            if explored.violation.is_none() { "all " } else { "" },
             explored.schedules,
             bounds.preemptions,
             bounds.faults,
@@ -67,7 +70,10 @@ fn all_of(scene: &Scene, of: &[Bounds]) {
         );
         if let Some((taken, played)) = explored.violation {
             let end = taken.iter().rposition(|taken| *taken != 0).map_or(1, |last| last + 1);
-            let taken: Vec<_> = taken.iter().take(end).map(usize::to_string).collect();
+            let mut taken: Vec<_> = taken.iter().take(end).map(usize::to_string).collect();
+            if taken.is_empty() {
+                taken.push("0".into());
+            }
             panic!(
                 "\n{}\nthe {}th schedule; it replays with EXPLORE_SCENE={} EXPLORE_PREEMPTIONS={} EXPLORE_FAULTS={} EXPLORE_SCHEDULE={}",
                 picture(&played),

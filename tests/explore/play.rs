@@ -9,10 +9,11 @@ use std::sync::Once;
 use std::time::Duration;
 
 use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::{Client, Op, Session, Txn};
+use etcd_concurrency::pb::mvccpb::KeyValue;
+use etcd_concurrency::{Client, Error, Op, Session, Txn};
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::bounds::{Bounds, Left};
@@ -41,6 +42,8 @@ pub(crate) struct World {
     pub(crate) since: Rc<Cell<Option<Instant>>>,
     struck: RefCell<Vec<bool>>,
     strikes: Notify,
+    /// How many faults there were.
+    faults: Cell<usize>,
 }
 
 /// What a third party does.
@@ -61,6 +64,34 @@ impl World {
     pub(crate) fn granted(&self, token: i64) {
         let before = self.largest.replace(token);
         assert!(token > before, "the token {token} was handed out after {before}");
+    }
+
+    /// No key that was put before is there any more, where nothing else deletes any.
+    pub(crate) fn is_first(&self, token: i64, prefix: &str) {
+        let keys = self.fake.snapshot().keys;
+        let older = |kv: &&KeyValue| kv.key.starts_with(prefix.as_bytes()) && kv.create_revision < token;
+        let older = keys.iter().find(older);
+        assert!(older.is_none(), "{token} was granted while {older:?} stands");
+    }
+
+    /// Something went wrong.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.faults.get() > 0
+    }
+
+    /// A call has failed: for a fault.
+    pub(crate) fn failed(&self, error: &Error) {
+        assert!(self.faults.get() > 0, "a call fails, though nothing went wrong: {error}");
+    }
+
+    /// Waits until all acts have ended: soon, unless something went wrong, and then before one looks again that was told nothing.
+    pub(crate) async fn acts(&self, acts: impl IntoIterator<Item = JoinHandle<()>>) {
+        let begun = Instant::now();
+        for act in acts {
+            act.await.expect("it does not panic");
+        }
+        let longest = if self.faults.get() == 0 { SOON } else { LATE };
+        assert!(begun.elapsed() < longest, "it took {:?}", begun.elapsed());
     }
 
     /// A third party has struck.
@@ -86,11 +117,13 @@ impl World {
 
     /// Waits until no message has come for a while.
     pub(crate) async fn quiet(&self) {
-        let mut quiet = 0;
-        while quiet < 20 {
-            sleep(Duration::from_millis(100)).await;
-            let heads = self.gate.heads();
-            quiet = if heads.iter().all(|head| head.kind == Kind::Straggler) { quiet + 1 } else { 0 };
+        loop {
+            let before = self.gate.arrivals();
+            sleep(Duration::from_secs(2)).await;
+            let is_empty = self.gate.heads().iter().all(|head| head.kind == Kind::Straggler);
+            if is_empty && self.gate.arrivals() == before {
+                return;
+            }
         }
     }
 
@@ -137,6 +170,10 @@ enum Choice {
     TimePasses,
     /// What was put aside stays there until something else has come.
     Leave,
+    /// No message is let through before another comes, or some time has passed.
+    Wait,
+    /// While all is quiet, nothing is done.
+    Nothing,
 }
 
 thread_local!(static PANIC: RefCell<Option<String>> = const { RefCell::new(None) });
@@ -155,7 +192,7 @@ pub(crate) fn play(scene: &Scene, bounds: Bounds, schedule: &[usize]) -> Played 
             let fake = FakeEtcd::start();
             let (since, strikes) = (Rc::default(), Notify::new());
             let (gate, largest) = (Gate::default(), Cell::new(0));
-            let world = Rc::new(World { fake, gate, largest, since, struck, strikes });
+            let world = Rc::new(World { fake, gate, largest, since, struck, strikes, faults: Cell::new(0) });
             let playing = spawn_local((scene.play)(world.clone()));
             let chooses = choose(scene, &world, Left::of(bounds), schedule, &told);
             let played = timeout(LONGEST, async {
@@ -184,23 +221,29 @@ async fn choose(
     schedule: &[usize],
     points: &Rc<RefCell<Vec<Point>>>,
 ) {
+    let mut was_quiet = false;
     loop {
-        world.gate.arrived(|_| true).await;
+        let is_quiet = timeout(QUIET, world.gate.arrived(|_| true)).await.is_err();
+        if is_quiet && was_quiet {
+            continue;
+        }
+        was_quiet = is_quiet;
         // The clock stands still while any task has something to do.
         sleep(Duration::from_millis(1)).await;
         let choices = choices(scene, world, left);
         let depth = points.borrow().len();
-        if choices.is_empty() {
+        if choices.len() == usize::from(is_quiet) {
             continue;
         }
         let taken = schedule.get(depth).copied().unwrap_or_default();
         let Some((choice, costs)) = choices.get(taken) else {
             panic!(
-                "a schedule takes choice {taken} of {} at point {depth}: it is another version's",
+                "a schedule takes choice {taken} of {} at point {depth}: it is another version's, or of other bounds",
                 choices.len()
             );
         };
         left = left.without(*costs);
+        world.faults.set(world.faults.get() + costs.1);
         let what = match choice {
             Choice::Through(head) => head.what.clone(),
             Choice::Broken(head) => format!("the connection breaks; lost: {}", head.what),
@@ -208,6 +251,8 @@ async fn choose(
             Choice::Strike(index) => scene.strikes[*index].0.to_owned(),
             Choice::TimePasses => "time passes".into(),
             Choice::Leave => "what was put aside stays there".into(),
+            Choice::Wait => "what waits is overtaken by what comes".into(),
+            Choice::Nothing => "all is quiet".into(),
         };
         points.borrow_mut().push(Point { options: choices.len(), taken, what });
         match choice {
@@ -220,6 +265,8 @@ async fn choose(
                 world.strikes.notify_one();
             }
             Choice::TimePasses => sleep(PASSES).await,
+            Choice::Wait => drop(timeout(QUIET, world.gate.another()).await),
+            Choice::Nothing => {}
             Choice::Leave => world.gate.arrived(|head| head.kind != Kind::Straggler).await,
         }
     }
@@ -232,8 +279,10 @@ type Costs = (usize, usize);
 fn choices(scene: &Scene, world: &World, left: Left) -> Vec<(Choice, Costs)> {
     let heads = world.gate.heads();
     let mut all: Vec<(Choice, Costs)> = Vec::new();
-    if heads.first().is_some_and(|head| head.kind == Kind::Straggler) {
-        all.push((Choice::Leave, (0, 0)));
+    match heads.first() {
+        None => all.push((Choice::Nothing, (0, 0))),
+        Some(head) if head.kind == Kind::Straggler => all.push((Choice::Leave, (0, 0))),
+        Some(_) => {}
     }
     for (index, head) in heads.iter().enumerate() {
         // A straggler may come at any time: that is its nature, and was paid for.
@@ -251,7 +300,8 @@ fn choices(scene: &Scene, world: &World, left: Left) -> Vec<(Choice, Costs)> {
             all.push((Choice::Strike(index), (0, 1)));
         }
     }
-    if !heads.is_empty() {
+    if heads.iter().any(|head| head.kind != Kind::Straggler) {
+        all.push((Choice::Wait, (1, 0)));
         all.push((Choice::TimePasses, (0, 1)));
     }
     all.retain(|(_, costs)| left.allows(*costs));
@@ -265,7 +315,8 @@ fn note_panics() {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if tokio::runtime::Handle::try_current().is_ok() {
-                PANIC.set(Some(info.to_string()));
+                // What follows from it comes later.
+                PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| info.to_string()));
             } else {
                 before(info);
             }
@@ -275,5 +326,11 @@ fn note_panics() {
 
 /// Of virtual time.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// So long nothing comes while all is quiet. Shorter than what is waited for in a scene.
+const QUIET: Duration = Duration::from_secs(1);
+/// Longer than all acts of a scene take.
+const SOON: Duration = Duration::from_secs(15);
+/// Longer than requests are repeated; shorter than one waits who looks again.
+const LATE: Duration = Duration::from_secs(50);
 /// Longer than one attempt of a request is waited for, shorter than its timeout.
 const PASSES: Duration = Duration::from_secs(6);

@@ -33,13 +33,13 @@ async fn play(world: Rc<World>) {
             }
         }
     };
-    let acts = [spawn_local(gives_up), spawn_local(enters(b.clone())), spawn_local(enters(c.clone()))];
-    for act in acts {
+    let others = [&b, &c].map(|session| spawn_local(enters(world.clone(), session.clone())));
+    for act in [spawn_local(gives_up)].into_iter().chain(others) {
         act.await.expect("it does not panic");
     }
     world.settle().await;
     // Those who were there when it opened.
-    let mut there = BTreeSet::new();
+    let (mut there, mut has_opened) = (BTreeSet::new(), false);
     while let Ok(Ok(told)) = timeout(Duration::from_secs(1), events.next()).await {
         let mut opened = None;
         for event in told.events {
@@ -53,15 +53,23 @@ async fn play(world: Rc<World>) {
             }
         }
         if let Some(revision) = opened {
+            has_opened = true;
             assert!(there.len() >= 3, "it opened at {revision} with {} participants", there.len());
         }
     }
+    assert!(has_opened || world.has_failed(), "it never opened");
 }
 
-async fn enters(session: Session) {
+async fn enters(world: Rc<World>, session: Session) {
     let barrier = DoubleBarrier::new(&session, "d", 3).expect("a name");
-    // Where one gives up, it never opens.
-    if let Ok(Ok(inside)) = timeout(Duration::from_secs(30), barrier.enter()).await {
-        drop(timeout(Duration::from_secs(30), inside.leave()).await);
+    match timeout(Duration::from_secs(30), barrier.enter()).await {
+        Ok(Ok(inside)) => match timeout(Duration::from_secs(30), inside.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => world.failed(&error),
+            Err(_) => assert!(world.has_failed(), "all are to leave"),
+        },
+        Ok(Err(error)) => world.failed(&error),
+        // Where one gives up, it never opens.
+        Err(_) => assert!(world.has_failed(), "all are there"),
     }
 }

@@ -27,22 +27,32 @@ async fn play(world: Rc<World>) {
         spawn_local(locks(world.clone(), a.clone(), holders.clone(), true)),
         spawn_local(locks(world.clone(), b.clone(), holders, false)),
     ];
-    for act in acts {
-        act.await.expect("it does not panic");
-    }
+    world.acts(acts).await;
     is_free_in_the_end(&world, &[a, b]).await;
 }
 
-/// Locks, and unlocks or drops; an error ends it.
+/// Locks, and unlocks soon or drops its guard later; an error ends it.
 async fn locks(world: Rc<World>, session: Session, holders: Rc<Cell<i32>>, unlocks: bool) {
-    let Ok(guard) = mutex(&session).lock().await else { return };
+    let guard = match mutex(&session).lock().await {
+        Ok(guard) => guard,
+        Err(error) => return world.failed(&error),
+    };
     world.granted(guard.token());
+    world.is_first(guard.token(), "m/");
     assert_eq!(holders.replace(1), 0, "two hold the lock");
-    sleep(Duration::from_millis(5)).await;
-    holders.set(0);
     match unlocks {
-        true => drop(guard.unlock().await),
-        false => drop(guard),
+        true => {
+            sleep(Duration::from_millis(5)).await;
+            holders.set(0);
+            if let Err(error) = guard.unlock().await {
+                world.failed(&error);
+            }
+        }
+        false => {
+            world.quiet().await;
+            holders.set(0);
+            drop(guard);
+        }
     }
 }
 
@@ -53,7 +63,10 @@ async fn holds(world: Rc<World>) {
     let acts = [&a, &b].map(|session| {
         let (world, mutex, valid) = (world.clone(), mutex(session), valid.clone());
         spawn_local(async move {
-            let Ok(guard) = mutex.lock().await else { return };
+            let guard = match mutex.lock().await {
+                Ok(guard) => guard,
+                Err(error) => return world.failed(&error),
+            };
             // It is watched, and all that was on its way is told.
             tokio::select! {
                 biased;
@@ -68,9 +81,7 @@ async fn holds(world: Rc<World>) {
             }
         })
     });
-    for act in acts {
-        act.await.expect("it does not panic");
-    }
+    world.acts(acts).await;
     is_free_in_the_end(&world, &[a, b]).await;
 }
 

@@ -23,16 +23,12 @@ async fn play(world: Rc<World>) {
     let sessions = [world.session("a").await, world.session("b").await, world.session("c").await];
     world.gate.close();
     let inside = Rc::new(Inside::default());
-    let acts = sessions.each_ref().map(|session| session.clone());
-    let [a, b, c] = acts;
-    let acts = [
-        spawn_local(reads(a, inside.clone())),
-        spawn_local(writes(b, inside.clone())),
-        spawn_local(reads(c, inside)),
-    ];
-    for act in acts {
-        act.await.expect("it does not panic");
-    }
+    let [a, b, c] = sessions.each_ref().map(|session| Actor {
+        world: world.clone(),
+        lock: lock(session),
+        inside: inside.clone(),
+    });
+    world.acts([spawn_local(reads(a)), spawn_local(writes(b)), spawn_local(reads(c))]).await;
     world.settle().await;
     let left = world.left(&["rw/"]);
     assert!(left.is_empty(), "keys without an owner: {left:?}");
@@ -47,23 +43,40 @@ fn lock(session: &Session) -> RwLock {
     RwLock::new(session, "rw").expect("a name")
 }
 
-async fn reads(session: Session, inside: Rc<Inside>) {
-    let Ok(guard) = lock(&session).read().await else { return };
+struct Actor {
+    world: Rc<World>,
+    lock: RwLock,
+    inside: Rc<Inside>,
+}
+
+/// Reads, and lets go soon.
+async fn reads(Actor { world, lock, inside }: Actor) {
+    let guard = match lock.read().await {
+        Ok(guard) => guard,
+        Err(error) => return world.failed(&error),
+    };
     inside.readers.set(inside.readers.get() + 1);
     assert_eq!(inside.writers.get(), 0, "one reads while another writes");
     sleep(Duration::from_millis(5)).await;
     inside.readers.set(inside.readers.get() - 1);
-    drop(guard.unlock().await);
+    if let Err(error) = guard.unlock().await {
+        world.failed(&error);
+    }
 }
 
-async fn writes(session: Session, inside: Rc<Inside>) {
-    let Ok(guard) = lock(&session).write().await else { return };
+/// Writes until all is quiet, and drops its guard.
+async fn writes(Actor { world, lock, inside }: Actor) {
+    let guard = match lock.write().await {
+        Ok(guard) => guard,
+        Err(error) => return world.failed(&error),
+    };
+    world.is_first(guard.token(), "rw/");
     assert_eq!(
         (inside.readers.get(), inside.writers.replace(1)),
         (0, 0),
         "one writes while others are there"
     );
-    sleep(Duration::from_millis(5)).await;
+    world.quiet().await;
     inside.writers.set(0);
     drop(guard);
 }

@@ -46,9 +46,7 @@ async fn play(world: Rc<World>, lets_go: bool) {
     let acts = sessions
         .each_ref()
         .map(|session| spawn_local(acquires(world.clone(), session.clone(), out.clone(), lets_go)));
-    for act in acts {
-        act.await.expect("it does not panic");
-    }
+    world.acts(acts).await;
     world.settle().await;
     let left: Vec<_> = world.left(&["s/"]).into_iter().filter(|key| !key.starts_with("s/limit")).collect();
     assert!(left.is_empty(), "keys without an owner: {left:?}");
@@ -65,7 +63,10 @@ fn semaphore(session: &Session) -> Semaphore {
 
 async fn acquires(world: Rc<World>, session: Session, out: Rc<Out>, lets_go: bool) {
     let began = Instant::now();
-    let Ok(permit) = semaphore(&session).acquire().await else { return };
+    let permit = match semaphore(&session).acquire().await {
+        Ok(permit) => permit,
+        Err(error) => return world.failed(&error),
+    };
     out.permits.set(out.permits.get() + 1);
     // The larger of the limits that stood since there was room for more.
     let since = began.max(out.let_go.get());
@@ -77,5 +78,7 @@ async fn acquires(world: Rc<World>, session: Session, out: Rc<Out>, lets_go: boo
     }
     out.permits.set(out.permits.get() - 1);
     out.let_go.set(Instant::now());
-    drop(permit.release().await);
+    if let Err(error) = permit.release().await {
+        world.failed(&error);
+    }
 }

@@ -20,11 +20,9 @@ async fn play(world: Rc<World>) {
     let (done, unknown) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let acts = sessions.each_ref().map(|(name, session)| {
         let (done, unknown) = (done.clone(), unknown.clone());
-        spawn_local(adds(session.clone(), name, done, unknown))
+        spawn_local(adds(world.clone(), session.clone(), name, done, unknown))
     });
-    for act in acts {
-        act.await.expect("it does not panic");
-    }
+    world.acts(acts).await;
     world.settle().await;
     let snapshot = world.fake.snapshot();
     let mut applied = 0;
@@ -42,7 +40,13 @@ async fn play(world: Rc<World>) {
     }
 }
 
-async fn adds(session: Session, name: &'static str, done: Rc<Cell<i64>>, unknown: Rc<Cell<i64>>) {
+async fn adds(
+    world: Rc<World>,
+    session: Session,
+    name: &'static str,
+    done: Rc<Cell<i64>>,
+    unknown: Rc<Cell<i64>>,
+) {
     let stm = Stm::new(session.client()).exactly_once(&session);
     let body = |txn: StmTxn| async move {
         let before = txn.get("n").await?;
@@ -53,7 +57,11 @@ async fn adds(session: Session, name: &'static str, done: Rc<Cell<i64>>, unknown
     };
     match stm.run(body).await {
         Ok(_) => done.set(done.get() + 1),
-        Err(error) if error.outcome() == Outcome::NotApplied => {}
-        Err(_) => unknown.set(unknown.get() + 1),
+        Err(error) => {
+            world.failed(&error);
+            if error.outcome() != Outcome::NotApplied {
+                unknown.set(unknown.get() + 1);
+            }
+        }
     }
 }
