@@ -49,10 +49,6 @@ pub(crate) struct View {
     only: fn(&[u8], &[u8]) -> bool,
     /// It lasts: what keeps the first read from being answered is waited out too.
     lasts: bool,
-    /// It is read anew as soon as a deletion may have been lost.
-    exact: bool,
-    /// How often the watch had been made again when it was read.
-    resumed: u32,
     /// It was read before.
     was_read: bool,
     /// How often events were lost.
@@ -113,12 +109,6 @@ impl View {
     /// It waits for whatever time mends, with the first read too.
     pub(crate) fn lasting(self) -> Self {
         Self { lasts: true, ..self }
-    }
-
-    /// It never shows a key whose deletion an old server lost as the watch was made again (see [`Watcher::resumed`]): after that
-    /// it is read before anything is applied. Others find out within two minutes.
-    pub(crate) fn exact(self) -> Self {
-        Self { exact: true, ..self }
     }
 
     /// How often events were lost, as it was read anew, or a key came again that had not gone: what came and went meanwhile
@@ -210,8 +200,6 @@ impl View {
             copy: Copy::default(),
             only: |_, _| true,
             lasts: false,
-            exact: false,
-            resumed: 0,
             was_read: false,
             gaps: 0,
             backoff: Backoff::default(),
@@ -255,8 +243,7 @@ impl View {
                     // A report says that all up to its revision was told.
                     let passed = events.events.is_empty().then_some(events.revision.saturating_add(1));
                     self.pending.extend(news(events, read_at));
-                    let is_torn = self.exact && watcher.resumed() != self.resumed;
-                    if is_torn || is_short(&mut self.doubt, &mut self.look, parts, passed) {
+                    if is_short(&mut self.doubt, &mut self.look, parts, passed) {
                         return self.read_anew().await;
                     }
                 }
@@ -308,7 +295,6 @@ impl View {
     }
 
     async fn read(&mut self) -> Result<Vec<Change>> {
-        self.resumed = self.watcher.as_ref().map_or(0, Watcher::resumed);
         let (revision, kvs) = read(&self.client, &self.parts).await?;
         (self.read_at, self.look) = (Some(revision), Some(Instant::now() + second_look()));
         self.gaps += u64::from(std::mem::replace(&mut self.was_read, true));

@@ -50,6 +50,9 @@ pub(crate) enum Answer {
     Revoked,
 }
 
+/// The margin of a lease of which nothing is known yet, where the default is wanted.
+const NOT_GIVEN: Duration = Duration::MAX;
+
 impl LeaseClock {
     /// A lease granted for `ttl` by a request sent at `sent`.
     pub(crate) fn granted(sent: Moment, ttl: Duration, margin: Option<Duration>) -> Self {
@@ -62,7 +65,7 @@ impl LeaseClock {
     pub(crate) fn unproven(now: Moment, patience: Duration, margin: Option<Duration>) -> Self {
         Self {
             ttl: Duration::ZERO,
-            margin: margin.unwrap_or_default(),
+            margin: margin.unwrap_or(NOT_GIVEN),
             deadline: now + patience,
             due: now,
             sent: None,
@@ -120,7 +123,7 @@ impl LeaseClock {
             // Never back: an earlier renewal is still true.
             self.deadline = self.deadline.max((sent + ttl).saturating_sub(self.margin));
         } else {
-            let margin = (!self.margin.is_zero()).then_some(self.margin);
+            let margin = (self.margin != NOT_GIVEN).then_some(self.margin);
             *self = Self::granted(sent, ttl, margin);
         }
         self.due = sent + self.ttl / 3;
@@ -242,6 +245,15 @@ mod tests {
         assert_eq!(clock.due(S(11)), Due::At(Duration::from_millis(12_500)));
         assert_eq!(clock.on_answer(4, S(11)), Answer::Renewed);
         assert_eq!(clock.deadline(), S(14) - default_margin(S(4)));
+    }
+
+    /// No margin was asked for, and an adopted lease had the default one: zero stood for what was not given.
+    #[test]
+    fn a_margin_of_nothing_is_one_for_an_adopted_lease() {
+        let mut clock = LeaseClock::unproven(S(0), S(10), Some(S(0)));
+        clock.on_send(S(0));
+        assert_eq!(clock.on_answer(60, S(1)), Answer::Renewed);
+        assert_eq!(clock.deadline(), S(60));
     }
 
     #[test]

@@ -108,6 +108,11 @@ impl Lease {
         lock(&self.clock).ttl()
     }
 
+    /// The server is known to have it: it was granted, or a keep-alive was answered.
+    pub(crate) fn is_proven(&self) -> bool {
+        lock(&self.clock).is_proven()
+    }
+
     /// A session more is on this lease.
     pub(crate) fn enter(&self) {
         self.sessions.fetch_add(1, Ordering::Relaxed);
@@ -251,6 +256,9 @@ impl Lease {
             }
         });
         if ended {
+            if matches!(reason, LostReason::LeaseGone | LostReason::Revoked) {
+                self.was_revoked();
+            }
             self.ended.cancel();
             tracing::debug!(lease = format_args!("{:x}", self.id), %reason, "lease lost");
             self.leases.tell(Command::Forget(self.id));
@@ -310,13 +318,14 @@ impl Lease {
         let changed = self.state.change(|state| {
             let suspended = matches!(state, SessionState::Suspended { .. });
             if suspended {
+                // Before it can be seen: what asks whether the lease was given away is not to find it so any more.
+                self.proves();
                 *state = SessionState::Active;
             }
             suspended
         });
         // Most keep-alives change nothing, and wait for nobody who holds a borrow.
         if changed {
-            self.proves();
             self.resumed.notify_waiters();
             self.state.tell(&self.leases.shared.runtime);
         }

@@ -78,8 +78,9 @@ pub(super) struct Carried {
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     pub(super) next: Option<Instant>,
-    /// Since when it refuses to say.
-    pub(super) refused: Option<Instant>,
+    /// How many of the last looks it has refused to answer, and how many were not answered at all.
+    pub(super) refused: u32,
+    pub(super) unanswered: u32,
 }
 
 /// What the task is told.
@@ -151,7 +152,7 @@ impl Leases {
         holder.filter(|_| is_one)
     }
 
-    /// Whom a lease is kept alive for, if it is.
+    /// Whom a lease is kept alive for, if it is; or is about to be, where no keep-alive has proven that yet.
     pub(crate) fn holder(&self, id: i64) -> Option<Arc<Lease>> {
         let lease = lock(&self.shared.by_id).get(&id).and_then(|known| known.lease.upgrade());
         lease.filter(|lease| lease.is_believed(self.time().now()))

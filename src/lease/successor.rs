@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
+use super::registry::Looks;
 use super::{Lease, SessionState, lock};
-use crate::error::LostReason;
-use crate::transport::retry::{LONGEST_REFUSED, second_look};
+use crate::error::{ErrorKind, LostReason};
+use crate::transport::retry::{MOST_REFUSED, second_look};
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,8 @@ impl Lease {
 
     /// A keep-alive was answered.
     pub(super) fn proves(&self) {
+        self.carried.revoked.store(false, Ordering::Relaxed);
+        *lock(&self.carried.looks) = Looks::default();
         self.carried.proven.fetch_max(self.number, Ordering::Relaxed);
     }
 
@@ -108,10 +111,10 @@ impl Lease {
     }
 
     /// Waits for this client to adopt the lease again after it was lost here. False once the server has it no more, or has refused
-    /// to say for [`LONGEST_REFUSED`]. A revoke that is under way decides nothing: it may be refused.
+    /// to say a few times. A revoke that is under way decides nothing: it may be refused.
     ///
     /// For a TTL after the loss no server is asked. Then one of those who wait asks for all: a new leader keeps a lease for
-    /// another TTL, and one that it keeps may be adopted.
+    /// another TTL, and one that it keeps may be adopted. A cluster that is gone for good is asked for half a day.
     pub(crate) async fn adopted_again(&self) -> bool {
         loop {
             // Made before the look: no change is missed.
@@ -119,7 +122,7 @@ impl Lease {
             if self.successor().is_some() {
                 return true;
             }
-            if self.carried.revoked.load(Ordering::Relaxed) || self.is_refused() {
+            if self.carried.revoked.load(Ordering::Relaxed) || self.is_not_told() {
                 return false;
             }
             let look = self.next_look();
@@ -129,23 +132,32 @@ impl Lease {
             }
             match self.is_over().await {
                 Ok(true) => self.was_revoked(),
-                Ok(false) => self.looked(false),
+                Ok(false) => self.looked(None),
                 Err(error) => {
-                    self.looked(self.leases.shared.transport.is_final(error.kind()));
+                    self.looked(Some(error.kind()));
                     tracing::debug!(%error, "whether a lease is gone is asked again later");
                 }
             }
         }
     }
 
-    fn looked(&self, is_refused: bool) {
-        let mut looks = lock(&self.carried.looks);
-        looks.refused = is_refused.then(|| looks.refused.unwrap_or_else(Instant::now));
+    /// Counted, not timed: a process that stands still between two looks has asked no server meanwhile.
+    fn looked(&self, failed: Option<&ErrorKind>) {
+        // Another cluster answers for the one that had the lease.
+        let refuses = |kind: &ErrorKind| {
+            self.leases.shared.transport.is_final(kind) || matches!(kind, ErrorKind::ClusterMismatch { .. })
+        };
+        let looks = &mut *lock(&self.carried.looks);
+        (looks.refused, looks.unanswered) = match failed {
+            None => (0, 0),
+            Some(kind) if refuses(kind) => (looks.refused + 1, 0),
+            Some(_) => (looks.refused, looks.unanswered.saturating_add(1)),
+        };
     }
 
-    fn is_refused(&self) -> bool {
-        let refused = lock(&self.carried.looks).refused;
-        refused.is_some_and(|since| since.elapsed() > LONGEST_REFUSED)
+    fn is_not_told(&self) -> bool {
+        let looks = lock(&self.carried.looks);
+        looks.refused >= MOST_REFUSED || looks.unanswered >= MOST_UNANSWERED
     }
 
     /// When the server is asked next whether it has the lease yet.
@@ -164,3 +176,6 @@ impl Lease {
         is_due
     }
 }
+
+/// Some twelve hours.
+const MOST_UNANSWERED: u32 = 480;

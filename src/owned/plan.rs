@@ -155,11 +155,12 @@ impl Plan {
         match ours {
             Ok(Some(Ours { found: Some(_), .. })) if leave.may_be_anothers() => {
                 // Where an attempt may have put it, it is taken back once this client is known to have the lease.
-                if unanswered > 0 {
-                    leave.settle();
+                let error = session.check().err().unwrap_or_else(|| LostReason::Orphaned.into());
+                if unanswered == 0 {
+                    return Err(error);
                 }
-                session.check()?;
-                Err(LostReason::Orphaned.into())
+                leave.settle();
+                Err(error.with_outcome(Outcome::Unknown))
             }
             Ok(Some(Ours { create_revision, found })) => {
                 // What is there was put by one of them, which puts it no more.

@@ -23,7 +23,8 @@ use crate::view::View;
 /// [`reset`](Self::reset) takes them away and closes the latch for another round.
 ///
 /// Every count-down is told to all who wait, as an event of a few bytes and without an RPC; the latch is meant for
-/// counts up to some thousands. An open latch gains no keys: one that is put while it opens is taken away again.
+/// counts up to some thousands. An open latch gains no keys: one that is put while it opens is taken away again,
+/// unless an attempt that got no answer puts it once more after that.
 ///
 /// Any etcd from 3.4 on will do.
 ///
@@ -100,7 +101,9 @@ impl CountDownLatch {
     /// stream was opened again. Every one to two minutes one more looks after what old servers may have lost.
     ///
     /// A latch that is reset so soon after it opened that the server has compacted both before this client could be told
-    /// is waited for again.
+    /// is waited for again; so is one that opened and was reset while the member that tells this client of it lagged behind the
+    /// others by several seconds. A count-down that others delete by hand may be counted for up to two minutes, where a server
+    /// before 3.4.36 or 3.5.18 has lost its deletion.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] where the latch was made with another count. [`ErrorKind::Lost`] as soon as the session
@@ -112,7 +115,7 @@ impl CountDownLatch {
     pub async fn wait(&self) -> Result<()> {
         // One watch over both, since two have no order between them: the count of one latch is not to meet the count-downs
         // of another that was made under its name.
-        let mut view = View::range(self.session.client(), &self.total, prefix_end(&self.downs)).exact();
+        let mut view = View::range(self.session.client(), &self.total, prefix_end(&self.downs));
         let (mut rounds, mut backoff) = (0u32, Backoff::default());
         loop {
             let shown = view.until(&self.session, |view| match view.get(&self.total) {
@@ -168,8 +171,10 @@ impl CountDownLatch {
         self.session.cleanup().finish(self.clone().close()).await
     }
 
+    /// Those of the rounds before, whose deletion an old server may have lost (etcd#18089), are older than the count.
     fn is_open(&self, view: &View) -> bool {
-        let is_down = |kv: &&KeyValue| is_down(&self.downs, &kv.key);
+        let began = view.get(&self.total).map_or(i64::MAX, |total| total.mod_revision);
+        let is_down = |kv: &&KeyValue| is_down(&self.downs, &kv.key) && kv.create_revision > began;
         // Other keys may stand among the count-downs, and between the count and those.
         view.len() > self.count as usize && view.by_age().filter(is_down).count() >= self.count as usize
     }
@@ -207,7 +212,7 @@ impl CountDownLatch {
                 }
                 true => {
                     let before = self.counted(&reply, 0)?;
-                    if before >= i64::from(self.count) && !ambiguous {
+                    if before >= i64::from(self.count) {
                         self.take_away(own.clone());
                     }
                     Some(before + 1)
@@ -235,12 +240,12 @@ impl CountDownLatch {
 
     /// Takes away a count-down of a latch that was open already: as many as open it are older, and stay.
     fn take_away(&self, own: Bytes) {
-        let (client, txn) = (self.session.client().clone(), Txn::new().success(Op::delete(own)));
-        self.session.cleanup().spawn(async move {
-            if let Err(error) = client.transport().txn(txn.into(), Repeat::Harmless).await {
-                tracing::debug!(%error, "a latch keeps a key more than it needs");
-            }
-        });
+        let client = self.session.client().clone();
+        let delete = move || {
+            let (client, txn) = (client.clone(), Txn::new().success(Op::delete(own.clone())));
+            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
+        };
+        self.session.settler().settle_for_good("a count-down of an open latch", None, delete);
     }
 
     async fn close(self) -> Result<()> {

@@ -164,7 +164,8 @@ impl Session {
     /// One thing is mended only where the same client (or a clone) adopts the lease: a request for a
     /// [`Mutex`](crate::Mutex) or an [`Election`](crate::Election) that got no answer, and is applied after this. Its key is
     /// the adopter's, too. Where another adopts the lease, or where it is applied before that, it stays until the adopter
-    /// takes and releases that lock, or the lease ends.
+    /// takes and releases that lock, or the lease ends. Where the lease comes back to this client from another that held such a
+    /// lock, an old request of this client may have that lock released: the other is to release it before.
     pub fn orphan(self) -> i64 {
         self.lease_handle().give_away();
         self.lease_handle().id()

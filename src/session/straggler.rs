@@ -17,7 +17,7 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, LONGEST_REFUSED, Repeat, Rounds, is_of_rights, second_look};
+use crate::transport::retry::{Backoff, MOST_REFUSED, Repeat, Rounds, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch};
 
@@ -61,16 +61,21 @@ impl Settler {
         }
     }
 
-    /// Who keeps the lease alive in this process: a session of this client.
+    /// A session of this client keeps the lease alive. One that is about to may fail: the lease is another's then.
+    fn has_holder(&self) -> bool {
+        self.holder().is_some_and(|holder| holder.is_proven())
+    }
+
+    /// Who keeps the lease alive in this process, or is about to: a session of this client.
     fn holder(&self) -> Option<Arc<Lease>> {
         self.client().leases().holder(self.lease().id())
     }
 
     /// True once a session of this client keeps the lease alive, false once it is gone.
     pub(crate) async fn is_kept(&self) -> bool {
-        let (mut next_look, mut refused) = (Instant::now() + second_look(), None);
+        let (mut next_look, mut refused) = (Instant::now() + second_look(), 0);
         loop {
-            if self.holder().is_some() {
+            if self.has_holder() {
                 return true;
             }
             match self.lease().lost_reason() {
@@ -88,12 +93,13 @@ impl Settler {
                 Ok(true) => return false,
                 // Rights are edited: a refusal says nothing of the lease, unless it lasts.
                 Err(error) if is_of_rights(error.kind()) => {
-                    if refused.get_or_insert_with(Instant::now).elapsed() > LONGEST_REFUSED {
+                    refused += 1;
+                    if refused >= MOST_REFUSED {
                         return false;
                     }
                 }
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
-                _ => refused = None,
+                _ => refused = 0,
             }
         }
     }
@@ -204,7 +210,14 @@ impl Settler {
     /// Whether what came is not another's. Where no session of this client has the lease, a key that is put in turn may be of a
     /// process that the lease was given to. Where it was only lost here, this client may adopt it again: that is waited for.
     async fn is_ours(&self, suspect: &Suspect) -> bool {
-        while suspect.turn.is_some() && self.holder().is_none() {
+        while suspect.turn.is_some() && !self.has_holder() {
+            if let Some(adopter) = self.holder() {
+                tokio::select! {
+                    () = adopter.proven() => {}
+                    _ = adopter.lost() => {}
+                }
+                continue;
+            }
             if self.lease().is_away() || !self.lease().adopted_again().await {
                 return false;
             }
@@ -271,7 +284,7 @@ impl Settler {
             there.extend(reply.found(index)?.iter().filter(|kv| kv.lease == self.lease().id()));
         }
         if !there.is_empty() {
-            if in_turn && self.holder().is_none() {
+            if in_turn && !self.has_holder() {
                 return Ok(None);
             }
             let created = |kv: &&KeyValue| (kv.key.clone(), kv.create_revision);

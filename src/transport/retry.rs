@@ -154,6 +154,9 @@ const SECOND_LOOK: Duration = Duration::from_secs(60);
 /// For how long a right that the client has not is waited for, where it matters.
 pub(crate) const LONGEST_REFUSED: Duration = Duration::from_secs(600);
 
+/// The same for one who looks now and then (see [`second_look`]): so often.
+pub(crate) const MOST_REFUSED: u32 = 8;
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {

@@ -191,3 +191,32 @@ async fn nothing_is_looked_out_for_once_the_lease_is_over() {
     sleep(S(300)).await;
     assert_eq!(calls.map(|calls| calls.seen()), [0, 0, 0], "nothing can come");
 }
+
+/// The server refused, a few times, to say whether a lost lease was gone, as an operator edited roles; then the client adopted it.
+/// When it was lost again those refusals counted for the new ones, and what was to delete a key gave up at once.
+#[tokio::test(start_paused = true)]
+async fn a_refused_look_before_an_adoption_decides_nothing_after_it() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let builder = Session::builder(&client).ttl(S(600)).margin(S(300));
+    let mut session = builder.clone().open().await.unwrap();
+    let guard = Mutex::new(&session, "a").unwrap().lock().await.unwrap();
+    let down = fake.fault(On::rpc(Rpc::Txn), Do::cut());
+    drop(guard);
+    for _ in 0..2 {
+        let silent = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+        assert_eq!(session.lost().await, LostReason::Expired);
+        let refused = fake.fault(On::rpc(Rpc::LeaseTimeToLive), denied());
+        while refused.hits() < 5 {
+            // A new leader keeps the lease for another TTL.
+            fake.leader_loss(Duration::ZERO);
+            sleep(S(30)).await;
+        }
+        refused.remove();
+        silent.remove();
+        session = builder.clone().lease(session.lease()).open().await.unwrap();
+    }
+    down.remove();
+    timeout(S(30), fake.until(|fake| leased(fake) == 0)).await.expect("taken away");
+    assert!(session.is_valid());
+}

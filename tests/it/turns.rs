@@ -254,6 +254,28 @@ async fn a_lock_on_its_way_when_its_lease_is_orphaned_leaves_the_adopters_own_ke
     }
 }
 
+/// A lock request got no answer, and its session was orphaned. Another client adopted the lease and took the lock; the first one
+/// tried to adopt the lease back, in vain. While it tried it deleted the key, as if it had the lease.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_fails_takes_no_key_of_the_one_who_has_the_lease() {
+    let fake = FakeEtcd::start();
+    let client = fake.client_for("a");
+    let session = Session::open(&client).await.unwrap();
+    let mutex = Mutex::new(&session, "a").unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).client("a"), Do::cut());
+    mutex.lock().await.unwrap_err();
+    let lease = session.orphan();
+    let adopter = Session::builder(&fake.client_for("b")).lease(lease).open().await.unwrap();
+    let guard = Mutex::new(&adopter, "a").unwrap().lock().await.unwrap();
+    let unheard = fake.fault(On::rpc(Rpc::LeaseKeepAlive).client("a"), Do::vanish());
+    lost.remove();
+    Session::builder(&client).lease(lease).open().await.unwrap_err();
+    assert!(unheard.hits() > 0);
+    sleep(S(30)).await;
+    assert!(stands(&fake, &guard));
+    guard.unlock().await.unwrap();
+}
+
 /// A task kept its guard, whose key an operator had deleted. All others of the session waited for it for ever.
 #[tokio::test(start_paused = true)]
 async fn a_lost_guard_that_is_kept_is_passed_over() {

@@ -31,6 +31,12 @@ pub(super) enum Rank {
     Behind(Predecessor),
 }
 
+/// What failed.
+enum Failed {
+    Watch(Error),
+    Read(Error),
+}
+
 /// One who asks.
 pub(super) struct Asking<'a> {
     of: &'a Semaphore,
@@ -162,21 +168,25 @@ impl<'a> Asking<'a> {
             match self.follow_once(place, &mut watcher).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => backoff.reset(),
-                Err(error) if matches!(error.kind(), ErrorKind::Compacted { .. }) => watcher = watch(),
-                Err(error) => self.of.session.outlast(error, &mut backoff).await?,
+                Err(Failed::Watch(error)) if matches!(error.kind(), ErrorKind::Compacted { .. }) => {
+                    watcher = watch();
+                }
+                // It tells nothing any more. Made again, it would be ended again.
+                Err(Failed::Watch(error)) => return Err(error),
+                Err(Failed::Read(error)) => self.of.session.outlast(error, &mut backoff).await?,
             }
         }
     }
 
     /// Reads who is older, and counts down; false where it must be read again.
-    async fn follow_once(&self, place: &mut Owned, watcher: &mut Watcher) -> Result<bool> {
+    async fn follow_once(&self, place: &mut Owned, watcher: &mut Watcher) -> Result<bool, Failed> {
         // A watch that does not begin tells nothing: then it is read now and then.
         let begun = match timeout(second_look(), watcher.created()).await {
-            Ok(begun) => begun.map(|_| true)?,
+            Ok(begun) => begun.map(|_| true).map_err(Failed::Watch)?,
             Err(_) => false,
         };
         let resumed = watcher.resumed();
-        let (older, rank) = self.older(place).await?;
+        let (older, rank) = self.older(place).await.map_err(Failed::Read)?;
         if rank == Rank::In || !begun {
             return Ok(rank == Rank::In);
         }
@@ -187,7 +197,7 @@ impl<'a> Asking<'a> {
         loop {
             let events = tokio::select! {
                 biased;
-                events = watcher.next() => events?,
+                events = watcher.next() => events.map_err(Failed::Watch)?,
                 // All that was told is looked at before anything is decided.
                 () = ready(()), if enough => return Ok(true),
                 () = sleep_until(again) => return Ok(false),
@@ -200,7 +210,7 @@ impl<'a> Asking<'a> {
                     continue;
                 }
                 if place.fence().keys().contains(&kv.key) {
-                    return Err(place.why().await.into());
+                    return Err(Failed::Read(place.why().await.into()));
                 }
                 fewer |= left.remove(&kv.key);
             }

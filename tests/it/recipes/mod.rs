@@ -6,6 +6,7 @@ mod contenders;
 mod counter;
 mod double_barrier;
 mod drops;
+mod ended_watches;
 mod herd;
 mod latch;
 mod membership;
