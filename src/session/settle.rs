@@ -50,6 +50,11 @@ impl Settler {
         &self.0.cleanup
     }
 
+    /// Gives a lease of this TTL back in the background, which is not the session's.
+    pub(crate) fn give_back(&self, lease: i64, ttl: Duration) {
+        self.client().runtime().spawn(super::builder::revoke(self.client().clone(), lease, ttl));
+    }
+
     /// Sends a transaction. What it says of the session's own lease is taken for what it says.
     pub(crate) async fn transact(&self, txn: Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
         let about_ours = txn.names_only_lease(self.lease().id());

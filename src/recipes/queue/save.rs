@@ -4,6 +4,8 @@
 //! after the lease has ended. The lease is renewed for as long as the put is refused. Where it is gone all the same, since the
 //! process stood still, say, and an attempt may have been applied before, the events of the item's key tell whether one was. They
 //! are asked for from the last renewal on, at which it was seen that none was.
+//!
+//! Nor must the lease come again once it has ended: one that a late attempt of its grant could make again fences no put.
 
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::ids;
 use crate::key::{prefix_end, unique_key};
 use crate::pb::etcdserverpb as pb;
+use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, revision};
 use crate::watch::Watch;
@@ -145,11 +148,20 @@ impl Settler {
         }
     }
 
+    /// A lease whose every attempt to grant it was answered, as far as such a one is to be had.
     async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {
+        let mut doubted = 0;
         loop {
             let lease = ids::lease();
-            match self.client().transport().lease_grant(lease, TTL).await.map(|answer| answer.value) {
-                Ok(granted) => {
+            match self.client().transport().lease_grant(lease, SECONDS).await {
+                // The attempt without an answer may come after the lease was revoked. It would make the lease again, and let a put
+                // in that comes as late: the slip has gone, and the item may have been taken.
+                Ok(answer) if answer.unanswered > 0 && doubted < DOUBTED => {
+                    doubted += 1;
+                    tries.answered();
+                    self.give_lease_back(lease, TTL);
+                }
+                Ok(Answer { value: granted, .. }) => {
                     let revision = granted.header.map_or(0, |header| header.revision);
                     let strange = match granted.id == lease {
                         true if (1..i64::MAX).contains(&revision) => {
@@ -176,7 +188,10 @@ struct PutFence {
     unput_at: i64,
 }
 
-/// In seconds: for so long a process may stand still, or a server be away, and the put goes on with its lease.
-const TTL: i64 = 600;
+/// For so long a process may stand still, or a server be away, and the put goes on with its lease.
+const TTL: Duration = Duration::from_secs(SECONDS.unsigned_abs());
+const SECONDS: i64 = 600;
+/// How many leases are given back for an attempt of their grant that may come yet. The next is used all the same: the item waits.
+const DOUBTED: usize = 3;
 /// How often the lease is renewed, as far as the pauses between the attempts allow that.
 const RENEWAL: Duration = Duration::from_secs(60);

@@ -12,6 +12,7 @@
 //! a take whose session's lease ended before it was settled.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::sleep;
@@ -49,6 +50,11 @@ impl Settler {
 
     pub(super) fn lease(&self) -> &Arc<Lease> {
         self.session.lease()
+    }
+
+    /// Gives a lease of this TTL back in the background, which is not the session's.
+    pub(super) fn give_lease_back(&self, lease: i64, ttl: Duration) {
+        self.session.give_back(lease, ttl);
     }
 
     /// Settles a take: takes it back, or sees to it that it never is applied.

@@ -4,6 +4,7 @@ mod acks;
 mod adopted;
 mod backlog;
 mod by_hand;
+mod closing;
 mod compacted;
 mod drops;
 mod faults;

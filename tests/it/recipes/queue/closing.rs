@@ -1,0 +1,110 @@
+//! What closing a session tells of items that go with its lease unless they are saved, and what becomes of those: on the fake and its
+//! paused clock.
+
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, LoseReply, On, Rpc};
+use etcd_concurrency::{ErrorKind, Outcome, Session};
+use tokio::time::{sleep, timeout};
+
+use super::faults::{S, count, puts, session, until, until_clean};
+use super::full::{AlarmAction, alarm};
+use super::saved::{comes_back, saves, settles, taken};
+use super::{queue, text};
+use crate::support::requests::deletes;
+
+/// An item was on its way back, or it was not found out yet whether it had been taken, when the session was closed: no attempt had
+/// failed by then, and `close` said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_an_item_that_is_on_its_way_back() {
+    for answered in [true, false] {
+        let fake = FakeEtcd::start();
+        // So short that `close` waits for less than an attempt takes.
+        let a = Session::builder(&fake.client_for("a")).ttl(S(5)).open().await.unwrap();
+        let b = session(&fake.client_for("b")).await;
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = On::rpc(Rpc::Txn).client("a").matching(puts("claims"));
+        match answered {
+            true => fake.fault(on, Do::delay_reply(S(1))),
+            false => fake.fault(on, Do::lose_reply_by(LoseReply::Hang)),
+        };
+        let silent = fake
+            .fault(On::rpc(Rpc::Txn).client("a").matching(|txn| saves(txn) || settles(txn)), Do::vanish());
+        timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+        sleep(S(1)).await;
+        let error = a.close().await.expect_err("the item is not back");
+        assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown), "{answered}");
+        silent.remove();
+        comes_back(&fake, &other).await;
+        a.close().await.expect("it is saved");
+    }
+}
+
+/// The future of a dequeue was kept and not polled any more when its session was closed. The take had been applied, and the item
+/// went with the lease, of which `close` knew nothing: it said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_a_take_that_is_not_polled() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(puts("claims")), Do::delay_reply(S(1)));
+    let mut taking = Box::pin(taker.dequeue());
+    tokio::select! {
+        biased;
+        _ = &mut taking => panic!("the answer takes longer"),
+        () = fake.until(|fake| count(fake, "claims") == 1) => {}
+    }
+    let error = a.close().await.expect_err("the item is gone, and no caller has it");
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Timeout, Outcome::Unknown));
+    assert_eq!(count(&fake, "items"), 0);
+    drop(taking);
+    comes_back(&fake, &other).await;
+    a.close().await.expect("it is saved");
+}
+
+/// Two sessions were on one lease. One had an item to give back, and could not; the other was closed, and revoked the lease, with
+/// which the item went: it said that all was well.
+#[tokio::test(start_paused = true)]
+async fn closing_tells_of_what_another_session_on_the_lease_is_to_save() {
+    let fake = FakeEtcd::start();
+    let (a, other, taking) = taken(&fake).await;
+    let also = Session::builder(a.client()).lease(a.lease()).open().await.unwrap();
+    alarm(&fake, AlarmAction::Activate).await;
+    assert_eq!(*also.close().await.expect_err("an item is unsaved").kind(), ErrorKind::NoSpace);
+    alarm(&fake, AlarmAction::Deactivate).await;
+    comes_back(&fake, &other).await;
+    also.close().await.expect("it is saved");
+    a.close().await.expect("it is saved");
+    taking.await.unwrap();
+}
+
+/// Another consumer was done with an item, and the server had compacted that, before it was found out what became of an unanswered
+/// give-back, or take, of it. The lease lived, so that the item had not gone with it; and each `close` failed all the same.
+#[tokio::test(start_paused = true)]
+async fn closing_is_ok_after_a_compaction_while_the_lease_lives() {
+    for applied in [true, false] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        let on = || On::rpc(Rpc::Txn).client("a");
+        let take = fake
+            .fault(on().matching(puts("claims")), if applied { Do::delay_reply(S(1)) } else { Do::vanish() });
+        let settling = match applied {
+            true => fake.fault(on().matching(deletes), Do::lose_reply()),
+            false => fake.fault(on().matching(settles), Do::vanish()),
+        };
+        timeout(Duration::from_millis(500), taker.dequeue()).await.expect_err("the answer takes longer");
+        until(&fake, |_| settling.hits() > 0).await;
+        assert_eq!(text(other.dequeue().await.unwrap()), "item");
+        until_clean(&fake).await;
+        fake.compact(fake.revision()).unwrap();
+        settling.remove();
+        take.remove();
+        sleep(S(30)).await;
+        a.close().await.unwrap_or_else(|error| panic!("{applied}: {error}"));
+        assert_eq!(count(&fake, "items"), 0, "{applied}");
+    }
+}
