@@ -71,9 +71,14 @@ impl Lease {
         *lock(&self.carried.end)
     }
 
+    /// A revoke of this client's was sent, and was not refused.
+    pub(crate) fn may_have_revoked(&self) -> bool {
+        self.carried.revokes.load(Ordering::Relaxed) > 0
+    }
+
     /// A revoke of this client's may have been applied, and has not been answered.
     pub(crate) fn awaits_revoke(&self) -> bool {
-        self.carried.revokes.load(Ordering::Relaxed) > 0 && !self.carried.revoked.load(Ordering::Relaxed)
+        self.may_have_revoked() && !self.carried.revoked.load(Ordering::Relaxed)
     }
 }
 

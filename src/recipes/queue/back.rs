@@ -129,14 +129,15 @@ impl Settler {
     /// live may be told so by a member that lags behind, or by a leader that is none any more.
     ///
     /// Whether it ends meanwhile, by its session's own revoke or as its TTL runs out, says nothing of what took those keys. So what
-    /// the revoke is answered counts: it goes through the log. So does a keep-alive that was answered after the keys were gone
-    /// (`lived`, which outlasts the errors of other looks), where an end that came after it is explained: but not where a third party
-    /// would have had to revoke the lease in the very seconds between two looks, nor where the revoke found it gone.
+    /// the revoke is answered counts: it goes through the log, and is waited for. Beside it a keep-alive does that was answered after
+    /// the keys were gone (`lived`, which outlasts the errors of other looks), where an end that came after it is explained: by the
+    /// TTL, or by a revoke of our own that was sent, and of which nothing is told. But not where another, a third party or an
+    /// adopter, would have had to revoke the lease in the very seconds between two looks, nor where our revoke found it gone.
     ///
     /// What remains in doubt: a keep-alive can be answered by a leader that is none any more (`lease/fate.rs`). Such an answer loses
-    /// an item that went with its lease, where in those seconds the session was lost at its deadline, too, or its own revoke is
-    /// not answered without doubt. In all other doubts the item comes again: one that an operator deleted, of a lease that then
-    /// ended before it was seen to live.
+    /// an item that went with its lease, where in those seconds the session was lost at its deadline, too, or its own revoke was
+    /// sent, and is not answered without doubt. In all other doubts the item comes again: one that an operator deleted, of a lease that
+    /// then ended before it was seen to live, or was ended by another.
     pub(super) async fn has_ended(&self, gone_by: i64, lived: &mut bool) -> Result<bool> {
         let mut look = 1;
         loop {
@@ -160,8 +161,8 @@ impl Settler {
             };
             let looks = if lost.is_none() || is_closing { ASKS } else { LOOKS };
             match ended {
-                // The answer to the revoke tells more.
-                true if !*lived && self.lease().awaits_revoke() && look < LOOKS => {}
+                // The answer to the revoke tells more, also than a word that the lease lived.
+                true if self.lease().awaits_revoke() && look < LOOKS => {}
                 true => return Ok(!self.outlived(gone_by, *lived)),
                 false if look >= looks => return Ok(false),
                 false => {}
@@ -175,12 +176,18 @@ impl Settler {
     fn outlived(&self, gone_by: i64, lived: bool) -> bool {
         let told = self.lease().end_told();
         let is_explained = match self.lease().lost_reason() {
-            // Its TTL may have run out, or its adopter have ended it.
-            Some(LostReason::Expired | LostReason::LeaseGone | LostReason::Orphaned) => true,
-            Some(LostReason::Closed) => told != Some(End::Before),
+            // Its TTL may have run out.
+            Some(LostReason::Expired | LostReason::LeaseGone) => true,
+            // One that waits for this yet has ended nothing.
+            Some(LostReason::Closed) => told.is_none() && self.lease().may_have_revoked(),
+            // An adopter's revoke tells nothing here.
             _ => false,
         };
-        told.is_some_and(|end| end.is_after(gone_by)) || lived && is_explained
+        match told {
+            // By the log's word, beside which no other counts.
+            Some(end @ End::Revoked { .. }) => end.is_after(gone_by),
+            _ => lived && is_explained,
+        }
     }
 
     /// Waits for the next attempt; gives the error back where there is to be none.

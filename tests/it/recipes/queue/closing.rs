@@ -11,6 +11,7 @@ use super::faults::{S, count, puts, session, until, until_clean};
 use super::full::{AlarmAction, alarm};
 use super::saved::{comes_back, saves, settles, taken};
 use super::{queue, text};
+use crate::support::lies;
 use crate::support::requests::deletes;
 
 /// An item was on its way back, or it was not found out yet whether it had been taken, when the session was closed: no attempt had
@@ -107,4 +108,54 @@ async fn closing_is_ok_after_a_compaction_while_the_lease_lives() {
         a.close().await.unwrap_or_else(|error| panic!("{applied}: {error}"));
         assert_eq!(count(&fake, "items"), 0, "{applied}");
     }
+}
+
+/// A third party revoked the lease that an item was bound to. A leader that was none any more said once that the lease lived, and then
+/// the session was closed, or orphaned: that, or the session's own revoke, whose answer was awaited, was taken for what had ended the
+/// lease, and the item for one that an operator had deleted before. It was lost, and `close` said that all was well.
+#[tokio::test(start_paused = true)]
+async fn a_wrong_word_of_a_leases_life_loses_no_item_of_a_closed_session() {
+    let quarter = Duration::from_millis(250);
+    for ended in [Ended::Closed, Ended::ClosedSlowly, Ended::Orphaned] {
+        for quarters in 0..=16 {
+            let fake = FakeEtcd::start();
+            let a = session(&lies::renews_what_has_ended(&fake, 1)).await;
+            let (taker, other) = (queue(&a, "q"), queue(&session(&fake.client_for("b")).await, "q"));
+            other.enqueue("item").await.unwrap();
+            let on = |rpc| On::rpc(rpc).client("default");
+            fake.fault(on(Rpc::Txn).matching(puts("claims")), Do::delay_reply(S(1)));
+            fake.fault(on(Rpc::Txn).matching(deletes), Do::delay(S(3)));
+            timeout(quarter, taker.dequeue()).await.expect_err("the answer takes longer");
+            sleep(S(1)).await;
+            fake.revoke_lease(a.lease());
+            assert_eq!(count(&fake, "items"), 0);
+            match ended {
+                Ended::Closed => {
+                    sleep(quarter * quarters).await;
+                    drop(a.close().await);
+                }
+                Ended::ClosedSlowly => {
+                    // So that the revoke is sent before it is found out.
+                    fake.fault(on(Rpc::Range), Do::delay(quarter * quarters));
+                    fake.fault(on(Rpc::LeaseRevoke), Do::delay_reply(S(4)));
+                    drop(a.close().await);
+                }
+                Ended::Orphaned => {
+                    sleep(quarter * quarters).await;
+                    a.orphan();
+                }
+            }
+            let back = fake.until(|fake| count(fake, "items") == 1);
+            timeout(S(120), back).await.unwrap_or_else(|_| panic!("{ended:?} {quarters}: it is lost"));
+            comes_back(&fake, &other).await;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Closed,
+    /// Its reads, and the answer to its revoke, take their time.
+    ClosedSlowly,
+    Orphaned,
 }
