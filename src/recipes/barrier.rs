@@ -109,8 +109,8 @@ impl Barrier {
     /// it is this one that goes. The session's loss is no error.
     ///
     /// # Cancel safety
-    /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of it goes on
-    /// until the server takes it, or refuses it for good; closing the session waits for that, and fails where it is not done in
+    /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of, or that the
+    /// release has found, it goes on until the server takes it, or refuses it for good; closing the session waits for that, and fails where it is not done in
     /// time. So it does for a release whose future is kept and not polled.
     pub async fn release(&self) -> Result<()> {
         let (told, caller) = oneshot::channel();
@@ -124,14 +124,14 @@ impl Barrier {
     async fn release_for(self, caller: oneshot::Sender<()>) -> Result<()> {
         // Before it is sent: the answer may never be looked at.
         let owed = self.session.cleanup().release();
-        let hold = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let released = self.clone().delete().await;
+        let mut hold = 0;
+        let released = self.clone().delete(&mut hold).await;
         match &released {
             Err(error) if caller.is_closed() && hold != 0 => {
                 owed.failed(error.kind());
                 self.delete_for_good(hold, Some(owed));
             }
-            // Known to its caller; or another's hold, of which nothing is known that would tell it from a later one.
+            // Known to its caller; or of none that was there is anything known that would tell it from a later one.
             _ => owed.saved(),
         }
         released
@@ -201,8 +201,10 @@ impl Barrier {
         None
     }
 
-    async fn delete(self) -> Result<()> {
+    /// Releases what is known of, or what is found instead. Tells which hold the last request was for.
+    async fn delete(self, hold: &mut i64) -> Result<()> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *hold = seen;
         // Of a hold that is not known of, 0 asks whether there is one.
         let found = match self.delete_hold(seen).await? {
             (None, _) => return Ok(()),
@@ -216,6 +218,7 @@ impl Barrier {
             }
             (Some(found), _) => found,
         };
+        *hold = found;
         // If it is gone by then, it was released in the meantime, and what is there is a later hold again.
         self.delete_hold(found).await.map(drop)
     }
