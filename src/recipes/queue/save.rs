@@ -22,7 +22,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, revision};
-use crate::watch::Watch;
+use crate::watch::{Events, Watch};
 
 impl Settler {
     /// Puts an item again, at the end of the queue.
@@ -66,10 +66,14 @@ impl Settler {
             self.again(tries, error).await?;
             if renewed.elapsed() > RENEWAL {
                 renewed = Instant::now();
-                // Where it is gone, the put is told so.
                 match self.renew(&read, fence).await {
-                    Ok(true) => break,
-                    Ok(false) => {}
+                    Ok(Renewed::Applied) => break,
+                    Ok(Renewed::Lives) => {}
+                    // A full database refuses the put before it looks for the lease, for hours. By then it may be forgotten
+                    // whether an attempt was applied before.
+                    Ok(Renewed::Ended) => {
+                        return Err(Error::new(ErrorKind::LeaseNotFound, Outcome::Unknown).at("KV/Txn"));
+                    }
                     Err(error) => tracing::debug!(%error, "the lease of a put was not renewed"),
                 }
             }
@@ -79,30 +83,41 @@ impl Settler {
     }
 
     /// Renews the lease of a put, and looks whether an attempt was applied.
-    async fn renew(&self, read: &Txn, fence: &mut PutFence) -> Result<bool> {
+    async fn renew(&self, read: &Txn, fence: &mut PutFence) -> Result<Renewed> {
         let found = self.send(read, Repeat::Read).await;
         let left = self.client().transport().lease_keep_alive(fence.lease).await?;
-        let found = found?.value;
+        let has_ended = left <= 0;
+        if has_ended {
+            // By the log's word, too: a leader that is none any more may not know of the lease, and an attempt may come yet.
+            self.client().transport().lease_revoke(fence.lease).await?;
+        }
+        let found = match found {
+            Err(_) if has_ended => return Ok(Renewed::Ended),
+            found => found?.value,
+        };
         if !found.found(0)?.is_empty() {
-            return Ok(true);
+            return Ok(Renewed::Applied);
+        }
+        if has_ended {
+            return Ok(Renewed::Ended);
         }
         // The lease has lived until after the read, and with it the slip of an attempt that was applied before.
-        if left > 0 && found.found(1)?.is_empty() {
+        if found.found(1)?.is_empty() {
             fence.unput_at = found.header.revision;
         }
-        Ok(false)
+        Ok(Renewed::Lives)
     }
 
     /// Whether an attempt was applied before the lease ended that it was made with. None will be.
     async fn was_saved(&self, item: &Item, unput_at: i64, tries: &mut Tries) -> Result<bool> {
+        let key = self.keys.item(&item.place);
         loop {
-            let fence = self.grant(tries).await?;
-            let told = self.was_put(&self.keys.item(&item.place), unput_at, fence.lease, tries).await;
-            if let Err(error) = self.client().transport().lease_revoke(fence.lease).await {
-                tracing::debug!(%error, "the lease of a mark is left to its TTL");
+            let mut marks = None;
+            let told = self.was_put(&key, unput_at, &mut marks, tries).await;
+            if let Some(lease) = marks {
+                self.give_lease_back(lease, TTL);
             }
             match told {
-                Err(error) if *error.kind() == ErrorKind::LeaseNotFound => tries.pause().await,
                 Err(error) if !matches!(error.kind(), ErrorKind::Compacted { .. }) => {
                     self.again(tries, error).await?;
                 }
@@ -112,23 +127,45 @@ impl Settler {
     }
 
     /// Whether an item's key was put after a revision, that nothing puts any more: it may be gone again. An error also where that is
-    /// compacted.
+    /// compacted. Tells which lease the mark has.
     ///
     /// A watch tells what was put, but says nowhere that it has told all, and may lag by any time. So a mark is put behind what
-    /// is asked for, with this lease, and one watch is told of both: in their order.
-    async fn was_put(&self, key: &Bytes, after: i64, lease: i64, tries: &mut Tries) -> Result<bool> {
+    /// is asked for, and one watch is told of both: in their order. It begins before the mark is put, and goes on for as long as that
+    /// is refused: a full database refuses it, and its lease, until an operator compacts the history to make space.
+    async fn was_put(
+        &self,
+        key: &Bytes,
+        after: i64,
+        lease: &mut Option<i64>,
+        tries: &mut Tries,
+    ) -> Result<bool> {
         let range = pb::RangeRequest { key: key.clone(), keys_only: true, ..Default::default() };
         let found = self.client().transport().range(range).await?;
         if found.kvs.iter().any(|kv| kv.mod_revision > after) {
             return Ok(true);
         }
         let now = revision(&found)?;
-        let mark = unique_key(&self.keys.senders, lease);
-        self.send(&Txn::new().success(Op::put_with_lease(mark, Bytes::new(), lease)), Repeat::Harmless)
-            .await?;
+        let is_put = |told: Events| {
+            told.events.into_iter().filter_map(|event| event.kv).find_map(|kv| match kv.mod_revision > now {
+                true => Some(false),
+                false => (kv.key == key && kv.mod_revision > after).then_some(true),
+            })
+        };
         // Nothing but keys of the queue sorts between the two.
-        let both = Watch::range(key, prefix_end(&self.keys.senders));
-        let mut watcher = self.client().watch(both.no_delete().from_revision(after.saturating_add(1)));
+        let both = Watch::range(key, prefix_end(&self.keys.senders)).no_delete().progress();
+        let mut watcher = self.client().watch(both.from_revision(after.saturating_add(1)));
+        {
+            let mut marked = std::pin::pin!(self.mark(lease, tries));
+            loop {
+                tokio::select! {
+                    biased;
+                    marked = &mut marked => break marked?,
+                    told = watcher.next() => if let Some(is_put) = is_put(told?) {
+                        return Ok(is_put);
+                    },
+                }
+            }
+        }
         let patience = self.client().transport().limits().request_timeout;
         // However long it takes to tell all: another watch would begin from the start.
         loop {
@@ -138,12 +175,22 @@ impl Settler {
                 continue;
             };
             tries.answered();
-            for kv in told?.events.into_iter().filter_map(|event| event.kv) {
-                match kv.mod_revision > now {
-                    true => return Ok(false),
-                    false if kv.key == key && kv.mod_revision > after => return Ok(true),
-                    false => {}
-                }
+            if let Some(is_put) = is_put(told?) {
+                return Ok(is_put);
+            }
+        }
+    }
+
+    /// Puts a mark, with a lease of its own, or another one where that has ended.
+    async fn mark(&self, lease: &mut Option<i64>, tries: &mut Tries) -> Result<()> {
+        loop {
+            let granted = self.grant(tries).await?.lease;
+            *lease = Some(granted);
+            let mark = unique_key(&self.keys.senders, granted);
+            let put = Txn::new().success(Op::put_with_lease(mark, Bytes::new(), granted));
+            match self.until(&put, Repeat::Harmless, tries).await {
+                Err(error) if *error.kind() == ErrorKind::LeaseNotFound => tries.pause().await,
+                marked => return marked.map(drop),
             }
         }
     }
@@ -179,6 +226,16 @@ impl Settler {
             }
         }
     }
+}
+
+/// What is known of a put whose lease was to be renewed.
+enum Renewed {
+    /// An attempt was applied.
+    Applied,
+    /// Another may be.
+    Lives,
+    /// None is applied any more.
+    Ended,
 }
 
 /// A lease that fences a put.

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, LoseReply, On, Rpc};
 use etcd_concurrency::{ErrorKind, LostReason, Op, Outcome, Txn};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::by_hand::on_its_way_back;
 use super::faults::{S, count, puts, session, until, until_clean};
 use super::full::{AlarmAction, alarm};
-use super::saved::{comes_back, full};
+use super::saved::{comes_back, full, taken};
 use super::{queue, text};
 use crate::support::requests::deletes;
 
@@ -206,4 +206,41 @@ async fn an_item_that_was_deleted_does_not_come_back_as_its_session_is_closed() 
     a.close().await.expect("nothing is to be saved");
     sleep(S(60)).await;
     assert_eq!(count(&fake, "items"), 0, "{}", fake.snapshot());
+}
+
+/// The put of an item that went with its session was refused, as the database was full, and the process stood still for longer than
+/// the lease of the put lasts. A full database does not say that the lease is gone, and an operator compacts the history to make space:
+/// only then was it asked whether an attempt had been applied, and the item given up.
+#[tokio::test(start_paused = true)]
+async fn a_full_database_and_a_standstill_lose_no_item_to_the_compaction_that_makes_space() {
+    for applied in [false, true] {
+        let fake = FakeEtcd::start();
+        let (a, other, taking) = taken(&fake).await;
+        let put = On::rpc(Rpc::Txn).client("a").matching(puts("senders"));
+        let refused = fake.fault(put, if applied { Do::lose_reply() } else { full() });
+        fake.expire_lease(a.lease());
+        until(&fake, |_| refused.hits() > 0).await;
+        if applied {
+            assert_eq!(other.try_dequeue().await.unwrap().map(text).as_deref(), Some("item"));
+            until_clean(&fake).await;
+        }
+        writes(&fake).await;
+        alarm(&fake, AlarmAction::Activate).await;
+        refused.remove();
+        advance(S(3600)).await;
+        // The lease of the mark is refused meanwhile.
+        sleep(S(1800)).await;
+        fake.compact(fake.revision()).unwrap();
+        sleep(S(300)).await;
+        alarm(&fake, AlarmAction::Deactivate).await;
+        let other = queue(&session(&fake.client_for("b")).await, "q");
+        if !applied {
+            sleep(S(150)).await;
+            comes_back(&fake, &other).await;
+        }
+        sleep(S(900)).await;
+        assert_eq!(count(&fake, "items"), 0, "{applied}: {}", fake.snapshot());
+        a.close().await.unwrap_or_else(|error| panic!("{applied}: {error}"));
+        taking.await.unwrap();
+    }
 }
