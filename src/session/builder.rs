@@ -11,7 +11,7 @@ use super::cleanup::Cleanup;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::ids;
-use crate::lease::clock::{LONGEST_TTL, LeaseClock};
+use crate::lease::clock::{LONGEST_TTL, LeaseClock, Moment};
 
 /// Sets up a [`Session`]. Made by [`Session::builder`].
 ///
@@ -98,9 +98,10 @@ impl SessionBuilder {
     /// The lease's id is drawn here, from the operating system. Where an answer was lost and the server says of the
     /// repetition that the lease exists, nothing proves whose it is: another id is drawn, and the lease in doubt is left
     /// to end with its TTL, of which a warning tells. Where the repetition was granted the lease, the attempt before it may
-    /// come yet, and make the lease again after the session's end, for requests that come as late: the lease is revoked in
-    /// the background, and another is taken. Where attempts go on being lost, the fourth such lease is used, or the first
-    /// that comes after the request timeout.
+    /// come yet, and make the lease again after the session's end, for requests that come as late: another lease is taken, and
+    /// once that is there, the first is revoked in the background. Where attempts go on being lost, the fourth such lease is
+    /// used, or the first that comes after the request timeout; and where no other is to be had, or not within the request
+    /// timeout, the one that there is.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a TTL of zero, above etcd's maximum, or below the server's minimum (unless
@@ -153,19 +154,43 @@ impl SessionBuilder {
     }
 
     async fn grant_lease(self, seconds: u64) -> Result<(Session, u64)> {
+        let mut in_doubt = None;
+        match (self.grant_sure(seconds, &mut in_doubt).await, in_doubt) {
+            // What keeps another lease from being had is no reason to do without the one that there is.
+            (Err(error), Some((session, granted))) if session.is_valid() => {
+                let lease = format_args!("{:x}", session.lease());
+                tracing::debug!(%error, lease, "no other lease is to be had: one is used whose grant may come again");
+                Ok((session, granted))
+            }
+            // The one in doubt is revoked, as it is dropped.
+            (granted, _) => granted,
+        }
+    }
+
+    /// Grants a lease of which no attempt may come yet. What was granted on the way to it is given beside it, kept alive and
+    /// owned: it may be needed where there is no other.
+    async fn grant_sure(
+        &self,
+        seconds: u64,
+        in_doubt: &mut Option<(Session, u64)>,
+    ) -> Result<(Session, u64)> {
         let transport = self.client.transport();
         let asked = i64::try_from(seconds).unwrap_or(i64::MAX);
         let end = Instant::now() + transport.limits().request_timeout;
         let mut taken = Error::new(ErrorKind::LeaseExists, Outcome::NotApplied).at("Lease/LeaseGrant");
-        let give_back = |id| {
-            let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
-            self.client.runtime().spawn(settle);
-        };
         let mut doubted = 0;
         for _ in 0..IDS {
             let id = ids::lease();
             let sent = self.client.leases().time().now();
-            let granted = match transport.lease_grant(id, asked).await {
+            let asking = async { transport.lease_grant(id, asked).await };
+            let answer = match in_doubt {
+                None => asking.await,
+                // There is one to fall back upon: a caller need not wait for longer than for that one alone.
+                Some(_) => timeout_at(end, asking).await.unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::Timeout, Outcome::Unknown).at("Lease/LeaseGrant"))
+                }),
+            };
+            match answer {
                 Ok(answer) if answer.value.id != id => {
                     let detail = format!("lease {:x} was granted for {id:x}", answer.value.id);
                     return Err(Error::protocol(detail, Outcome::Unknown).at("Lease/LeaseGrant"));
@@ -174,10 +199,14 @@ impl SessionBuilder {
                 // as late of the session's puts would be held with it, without an owner. What no put of ours names stays empty.
                 Ok(answer) if answer.unanswered > 0 && doubted < DOUBTED && Instant::now() < end => {
                     doubted += 1;
-                    give_back(id);
-                    continue;
+                    match self.open_on(id, sent, seconds, answer.value.ttl).await {
+                        Ok(granted) => *in_doubt = Some(granted),
+                        // It came too late to be used.
+                        Err(error) if error.lost_reason() == Some(LostReason::Expired) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
-                Ok(answer) => answer.value.ttl,
+                Ok(answer) => return self.open_on(id, sent, seconds, answer.value.ttl).await,
                 Err(error) if *error.kind() == ErrorKind::LeaseExists => {
                     // An earlier attempt of this very grant may have been applied; or another process drew the same id,
                     // as a machine that was copied in this moment does. Nothing can tell: the lease is neither used nor
@@ -193,37 +222,47 @@ impl SessionBuilder {
                     if Instant::now() >= end {
                         break;
                     }
-                    continue;
                 }
                 Err(error) => {
                     if error.outcome() == Outcome::Unknown {
-                        give_back(id);
+                        self.give_back(id, seconds);
                     }
                     return Err(error);
                 }
-            };
-            let Ok(granted @ 1..) = u64::try_from(granted) else {
-                give_back(id);
-                return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
-            };
-            let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
-            let kept = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin))?;
-            let session = Session::new(self.client.clone(), kept.lease().clone(), self.settings.clone());
-            // From here on the session alone is on it, and gives it back.
-            drop(kept);
-            // The answer may have taken longer than the lease lives.
-            if let Err(lost) = session.check() {
-                // Where the client's runtime has ended there is no background to revoke in.
-                if lost.lost_reason() == Some(LostReason::Closed)
-                    && let Err(error) = transport.lease_revoke(id).await
-                {
-                    tracing::debug!(%error, "a revoke failed: the lease's TTL will end it");
-                }
-                return Err(lost);
             }
-            return Ok((session, granted));
         }
         Err(taken)
+    }
+
+    /// A session on a lease that was granted for so long, whose grant was sent then. As it is dropped the lease is revoked, for
+    /// as long as it was granted for.
+    async fn open_on(&self, id: i64, sent: Moment, asked: u64, granted: i64) -> Result<(Session, u64)> {
+        let Ok(granted @ 1..) = u64::try_from(granted) else {
+            self.give_back(id, asked);
+            return Err(Error::protocol(format!("a lease granted for {granted} s"), Outcome::Applied));
+        };
+        let ttl = Duration::from_secs(granted.min(LONGEST_TTL));
+        let kept = self.client.leases().keep(id, LeaseClock::granted(sent, ttl, self.settings.margin))?;
+        let session = Session::new(self.client.clone(), kept.lease().clone(), self.settings.clone());
+        // From here on the session alone is on it, and gives it back.
+        drop(kept);
+        // The answer may have taken longer than the lease lives.
+        if let Err(lost) = session.check() {
+            // Where the client's runtime has ended there is no background to revoke in.
+            if lost.lost_reason() == Some(LostReason::Closed)
+                && let Err(error) = self.client.transport().lease_revoke(id).await
+            {
+                tracing::debug!(%error, "a revoke failed: the lease's TTL will end it");
+            }
+            return Err(lost);
+        }
+        Ok((session, granted))
+    }
+
+    /// Revokes in the background what may have been granted, for so long as it may live.
+    fn give_back(&self, id: i64, seconds: u64) {
+        let settle = revoke(self.client.clone(), id, Duration::from_secs(seconds));
+        self.client.runtime().spawn(settle);
     }
 
     /// Nothing is known of the lease until a keep-alive is answered: that is waited for.

@@ -120,6 +120,34 @@ async fn an_open_whose_every_grant_leaves_one_in_doubt_ends() {
     }
 }
 
+/// The repetition of a grant was answered, and the attempt before it could come yet, so another lease was asked for: that was
+/// refused, or not answered either, and the open failed, after up to twice the request timeout, as the lease that it had was
+/// given back already.
+#[tokio::test(start_paused = true)]
+async fn a_lease_in_doubt_is_used_where_no_other_is_to_be_had() {
+    let full = || tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
+    let refused = || tonic::Status::permission_denied("etcdserver: permission denied");
+    for trouble in [Do::vanish(), Do::cut(), Do::fail(full()), Do::fail(refused())] {
+        for ttl in [10, 60] {
+            let fake = FakeEtcd::start();
+            fake.fault(On::rpc(Rpc::LeaseGrant).once(), Do::vanish());
+            let first = std::sync::Mutex::new(None);
+            let others =
+                move |grant: &LeaseGrantRequest| *first.lock().unwrap().get_or_insert(grant.id) != grant.id;
+            let others = fake.fault(On::rpc(Rpc::LeaseGrant).matching(others), trouble.clone());
+            let start = Instant::now();
+            let session = Session::builder(&fake.client()).ttl(S(ttl)).open().await.unwrap();
+            assert!(start.elapsed() <= S(10) + MS(10), "{:?}", start.elapsed());
+            assert!(others.hits() > 0 && session.is_valid());
+            let guard = Mutex::new(&session, "lock").unwrap().lock().await.unwrap();
+            sleep(S(ttl * 3)).await;
+            assert!(session.is_valid() && guard.is_valid() && fake.leases() == 1);
+            session.close().await.unwrap();
+            assert_eq!(fake.leases(), 0);
+        }
+    }
+}
+
 /// Adopting a lease that this very client keeps alive waited for as long as no keep-alive was answered: 4,700 s.
 #[tokio::test(start_paused = true)]
 async fn an_adoption_of_a_lease_that_is_kept_already_ends_in_time() {
