@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::Member;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
+use crate::lease::Lease;
 use crate::session::Session;
 use crate::session::renew::Renewing;
 
@@ -63,6 +64,7 @@ impl Resident {
             prefix,
             member: Some(member),
             joining: None,
+            in_doubt: Vec::new(),
             wanted,
             told,
         };
@@ -101,12 +103,16 @@ impl Resident {
     }
 
     /// Leaves the group for good: one RPC, and one more for a session that was opened on the way. Where it is about to join
-    /// again, that is waited for, for the client's request timeout at most: it is not seen after this is Ok.
+    /// again, that is waited for, for the client's request timeout at most.
+    ///
+    /// It is not seen after this is Ok, but for what may come late of a join that was answered: an attempt of it that had got no
+    /// answer before. What that puts is taken away as it comes.
     ///
     /// # Errors
     /// As [`Member::leave`]; and what it was that [ended](Self::ended) it before. No error where the member happens to
-    /// be away; but where the request to join again got no answer, that is the error, with
-    /// [`Outcome::Unknown`](crate::Outcome::Unknown): it may be seen once more for a moment.
+    /// be away. But where one of its requests to join again got no answer, now or before, or it was lost with its session and
+    /// not by a word of the server's, it may be seen until the lease has ended, or once more for a moment: then there is an
+    /// error with [`Outcome::Unknown`](crate::Outcome::Unknown), unless the server says, asked once more, that the lease is gone.
     ///
     /// # Cancel safety
     /// Dropping the future lets it go on in the background.
@@ -123,7 +129,8 @@ impl fmt::Debug for Resident {
     }
 }
 
-type Joining = Pin<Box<dyn Future<Output = Result<Member>> + Send>>;
+/// With the lease that the member is to be held with.
+type Joining = (Arc<Lease>, Pin<Box<dyn Future<Output = Result<Member>> + Send>>);
 
 /// What the task lives on.
 struct Life {
@@ -132,6 +139,9 @@ struct Life {
     member: Option<Member>,
     /// The join that is under way: what ends the stay does not end that.
     joining: Option<Joining>,
+    /// With these leases a member of ours may be seen yet, or once more: of a join without an answer, or one that was here when the
+    /// session was lost.
+    in_doubt: Vec<Arc<Lease>>,
     wanted: watch::Receiver<Bytes>,
     told: watch::Sender<Presence>,
 }
@@ -151,24 +161,50 @@ impl Life {
                 Err(copy)
             }
             (None, Some(member)) if member.is_valid() => member.leave().await,
-            (None, _) => self.leave_joining().await,
+            (None, Some(member)) => {
+                self.was_lost(&member);
+                Ok(())
+            }
+            (None, None) => self.leave_joining().await,
         };
+        // With the lease goes what is held with it, and what might come.
         self.sessions.close().await;
-        left
+        left?;
+        match may_be_seen(&self.in_doubt).await {
+            true => Err(Error::new(ErrorKind::Timeout, Outcome::Unknown).at("KV/Txn").because(SEEN)),
+            false => Ok(()),
+        }
     }
 
     /// Leaves by a join that is under way, if one is: its request may be applied still, and others would see the member come
     /// after it had left.
     async fn leave_joining(&mut self) -> Result<()> {
-        let Some(joining) = self.joining.take() else { return Ok(()) };
-        let patience = self.sessions.request_timeout();
-        let unanswered = || Error::new(ErrorKind::Timeout, Outcome::Unknown).at("KV/Txn");
-        match timeout(patience, joining).await.unwrap_or_else(|_| Err(unanswered())) {
-            Ok(member) if member.is_valid() => member.leave().await,
+        let Some((lease, joining)) = self.joining.take() else { return Ok(()) };
+        match timeout(self.sessions.request_timeout(), joining).await {
+            Ok(Ok(member)) if member.is_valid() => return member.leave().await,
+            Ok(Ok(member)) => self.was_lost(&member),
+            Ok(Err(error)) if !is_open(&error) => {}
             // What was not answered is settled in the background.
-            Err(error) if error.outcome() == Outcome::Unknown => Err(error),
-            Ok(_) | Err(_) => Ok(()),
+            Ok(Err(_)) | Err(_) => self.doubt(lease),
         }
+        Ok(())
+    }
+
+    /// Where a member was lost with its session, the server may have it for a moment yet.
+    fn was_lost(&mut self, member: &Member) {
+        if !member.session().is_valid() {
+            self.doubt(member.session().lease_handle().clone());
+        }
+    }
+
+    /// A member of ours may be seen yet, or once more, while this lease lives.
+    fn doubt(&mut self, lease: Arc<Lease>) {
+        self.in_doubt.retain(|other| !Arc::ptr_eq(other, &lease) && !is_gone(other));
+        // What is older has ended by far, as the sessions after it have.
+        if self.in_doubt.len() >= MOST_IN_DOUBT {
+            self.in_doubt.remove(0);
+        }
+        self.in_doubt.push(lease);
     }
 
     /// Stays for as long as that can be.
@@ -181,7 +217,8 @@ impl Life {
                     Err(error) => error,
                 },
             };
-            if self.member.take_if(|member| !member.is_valid()).is_some() {
+            if let Some(member) = self.member.take_if(|member| !member.is_valid()) {
+                self.was_lost(&member);
                 self.told.send_replace(Presence::Away);
             }
             if let Err(error) = self.sessions.after(error).await {
@@ -194,9 +231,14 @@ impl Life {
         let session: Session = self.sessions.session().await?;
         let metadata = self.wanted.borrow_and_update().clone();
         let prefix = self.prefix.clone();
+        let lease = session.lease_handle().clone();
         let joining = Box::pin(async move { Member::join(&session, &prefix, metadata).await });
-        let joined = self.joining.insert(joining).await;
+        let (_, joining) = self.joining.insert((lease.clone(), joining));
+        let joined = joining.await;
         self.joining = None;
+        if joined.as_ref().is_err_and(is_open) {
+            self.doubt(lease);
+        }
         let member = joined?;
         self.sessions.well();
         self.told.send_replace(Presence::Here(member.fence().clone()));
@@ -227,3 +269,36 @@ impl Life {
         }
     }
 }
+
+/// Whether a join that failed so may be applied still: one whose session was lost ends before it is answered.
+fn is_open(error: &Error) -> bool {
+    error.outcome() == Outcome::Unknown || error.lost_reason().is_some()
+}
+
+/// Whether one of these leases may live, as far as the server says. It is asked where it is not known.
+async fn may_be_seen(in_doubt: &[Arc<Lease>]) -> bool {
+    for lease in in_doubt {
+        let lost = lease.lost_reason();
+        // Lost here, or revoked without an answer.
+        let may_be_over = matches!(lost, Some(LostReason::Expired | LostReason::Closed));
+        let is_over = is_gone(lease) || may_be_over && matches!(lease.is_over().await, Ok(true));
+        if !is_over {
+            return true;
+        }
+    }
+    false
+}
+
+/// The server has said that the lease is gone: nothing comes any more that is to be held with it.
+fn is_gone(lease: &Lease) -> bool {
+    match lease.lost_reason() {
+        Some(LostReason::LeaseGone | LostReason::Revoked) => true,
+        lost @ Some(LostReason::Closed | LostReason::Expired) => !lease.may_live(lost),
+        _ => false,
+    }
+}
+
+/// How many leases are remembered with which a member may be seen.
+const MOST_IN_DOUBT: usize = 8;
+const SEEN: &str =
+    "a join was not answered, or the session was lost without the server's word: the member may be seen yet";

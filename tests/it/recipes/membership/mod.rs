@@ -1,6 +1,7 @@
 //! Memberships.
 
 mod faults;
+mod leaving;
 mod schedules;
 
 use std::time::Duration;
