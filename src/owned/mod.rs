@@ -88,10 +88,9 @@ impl Owned {
         self.fences.iter().for_each(|fence| fence.stood_at(revision));
     }
 
-    /// An owner before this one wrote the key, as it was read.
-    pub(crate) fn after(mut self, last: Last) -> Self {
+    /// The key was found, and may have been written before: this is the last write of it.
+    pub(crate) fn after(&mut self, last: Last) {
         self.writes = Writes::after(last);
-        self
     }
 
     /// The error that the loss of a key is, if one is known to be lost.

@@ -20,7 +20,7 @@ pub(super) struct Writes {
 /// The last write of a key that is known.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Last {
-    mod_revision: i64,
+    pub(crate) mod_revision: i64,
     /// How many writes of the key there had been by then, since it was created.
     version: i64,
 }
@@ -28,6 +28,13 @@ pub(crate) struct Last {
 impl From<&KeyValue> for Last {
     fn from(kv: &KeyValue) -> Self {
         Self { mod_revision: kv.mod_revision, version: kv.version }
+    }
+}
+
+impl Last {
+    /// The write after this one, which was made at this revision.
+    pub(crate) fn next(self, mod_revision: i64) -> Self {
+        Self { mod_revision, version: self.version.saturating_add(1) }
     }
 }
 
@@ -65,7 +72,7 @@ impl Writes {
             let answer = session.transact(txn, Repeat::Harmless).await?;
             let reply = answer.value;
             if reply.succeeded {
-                *last = Last { mod_revision: reply.header.revision, version: last.version.saturating_add(1) };
+                *last = last.next(reply.header.revision);
                 fence.stood_at(reply.header.revision);
                 return Ok(reply.header);
             }

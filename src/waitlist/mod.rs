@@ -28,7 +28,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::{name_prefix, owner_key};
 use crate::lease::Turn;
-use crate::owned::{Owned, Plan};
+use crate::owned::{Last, Owned, Plan};
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::{Backoff, Repeat, Rounds};
@@ -84,9 +84,11 @@ impl Waitlist {
         self.session.check()?;
         Ok(match before {
             Some((Standing::First, header, last)) => {
-                let place = self.plan(turn, Bytes::new()).put_before(create_revision, header);
-                let place = place.map(|place| place.after(last));
-                place.iter().for_each(|place| self.line().keep_clear(place));
+                let mut place = self.plan(turn, Bytes::new()).put_before(create_revision, header);
+                if let Some(place) = &mut place {
+                    place.after(last);
+                    self.line().keep_clear(place);
+                }
                 place
             }
             Some((Standing::Behind(_), ..)) | None => None,
@@ -232,9 +234,12 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
 /// Joins with a key that is there already, put by an attempt without a reply or by an earlier owner of the lease.
 async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes) -> Result<Vec<Standing>> {
     // One of our name that hangs on no lease, or on another, is no contender's to the others.
-    if found.value != value || found.lease != place.session().lease() {
-        replace(place, found, value).await?;
-    }
+    let last = match found.value != value || found.lease != place.session().lease() {
+        true => replace(place, found, value).await?,
+        false => found.into(),
+    };
+    // What is written next must follow that, and not the put of a fresh key.
+    place.after(last);
     let mut standings = Vec::with_capacity(lines.len());
     for line in lines {
         standings.push(line.look(place).await?);
@@ -246,28 +251,28 @@ async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes)
     Ok(standings)
 }
 
-/// Gives a key that was found our value, whatever an earlier owner of the lease still writes to it.
-async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<()> {
-    let (key, mut last) = (&found.key, found.mod_revision);
+/// Gives a key that was found our value, whatever an earlier owner of the lease still writes to it. Which write that was.
+async fn replace(place: &Owned, found: &KeyValue, value: Bytes) -> Result<Last> {
+    let (key, mut last) = (&found.key, Last::from(found));
     let mut rounds = Rounds::new();
     loop {
         rounds.again().await;
         let txn = Txn::new()
-            .compare(Compare::mod_revision(key.clone()).is(last))
+            .compare(Compare::mod_revision(key.clone()).is(last.mod_revision))
             .success(Op::put_with_lease(key.clone(), value.clone(), place.session().lease()))
             .failure(Op::get(key.clone()));
         let reply = place.session().transact(txn, Repeat::Harmless).await?.value;
         if reply.succeeded {
-            return Ok(());
+            return Ok(last.next(reply.header.revision));
         }
         match reply.first(0).filter(|kv| kv.create_revision == place.fence().token()) {
             None => return Err(place.fence().why().await.into()),
             // By an attempt whose answer was lost.
-            Some(kv) if kv.value == value && kv.lease == place.session().lease() => return Ok(()),
-            Some(kv) if kv.mod_revision <= last => {
+            Some(kv) if kv.value == value && kv.lease == place.session().lease() => return Ok(kv.into()),
+            Some(kv) if kv.mod_revision <= last.mod_revision => {
                 return Err(unexpected("a compare failed that holds for what was read"));
             }
-            Some(kv) => last = kv.mod_revision,
+            Some(kv) => last = kv.into(),
         }
     }
 }

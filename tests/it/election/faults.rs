@@ -72,6 +72,39 @@ async fn the_first_proclamation_of_a_resumed_leadership_knows_the_last_before_it
     }
 }
 
+/// A campaign that found its key, and gave it its value or found that too, took the key for one that was never written: the
+/// first proclamation was refused and sent again, and where one reply of that was lost it was Unknown.
+#[tokio::test(start_paused = true)]
+async fn the_first_proclamation_of_a_campaign_that_found_its_key_knows_the_last_before_it() {
+    for (campaigns, given) in [("c", None), ("new", None), ("new", Some(LoseReply::Hang))] {
+        for lost in [None, Some(LoseReply::Error), Some(LoseReply::Hang)] {
+            let fake = FakeEtcd::start();
+            let before = session(&fake.client()).await;
+            let leadership = election(&before, "seat").campaign("a").await.unwrap();
+            for value in ["b", "c"] {
+                leadership.proclaim(value).await.unwrap();
+            }
+            let after = Session::builder(&fake.client()).lease(before.orphan()).open().await.unwrap();
+            drop(leadership);
+            if let Some(given) = given.clone() {
+                fake.fault(On::rpc(Rpc::Txn).matching(puts(campaigns)).nth(2), Do::lose_reply_by(given));
+            }
+            let leadership = election(&after, "seat").campaign(campaigns).await.unwrap();
+            assert_eq!(value(&fake).as_deref(), Some(campaigns));
+            let calls = fake.fault(On::rpc(Rpc::Txn), Do::delay(Duration::ZERO));
+            let expected = if lost.is_some() { 2 } else { 1 };
+            if let Some(lost) = lost {
+                fake.fault(On::rpc(Rpc::Txn).matching(puts("d")).once(), Do::lose_reply_by(lost));
+            }
+            let written = fake.revision() + 1;
+            assert_eq!(leadership.proclaim("d").await.unwrap().revision, written);
+            let seen = (calls.seen(), fake.revision(), value(&fake));
+            assert_eq!(seen, (expected, written, Some("d".to_owned())), "{campaigns}");
+            leadership.resign().await.unwrap();
+        }
+    }
+}
+
 /// A proclamation whose reply is lost was made: it is settled by reading it back, and made once.
 #[tokio::test(start_paused = true)]
 async fn the_reply_of_a_proclamation_is_lost() {
