@@ -1,15 +1,16 @@
 //! A live copy of a few keys or of a prefix: read once, then followed by its watch, one revision at a time.
 //!
 //! The watch starts at "now" and is acknowledged before the read, so nothing falls between the two; what the watch
-//! tells of revisions that the read has seen is passed over. Where events are lost, by compaction or as a count shows, it
-//! is read anew, and the difference from the old copy is what has changed; that is a gap, since what came and went
-//! meanwhile is not seen.
+//! tells of revisions that the read has seen is passed over. Where events are lost, by compaction, or as a count or a
+//! key that comes again shows, it is read anew, and the difference from the old copy is what has changed; that is a gap,
+//! since what came and went meanwhile is not seen.
 //!
 //! **Several parts** are several watches, which have no order between them after a broken connection, or when the server
 //! falls behind with one of them. What is decided by two of them must be something that no later event unmakes: a key
 //! that is gone, of its create_revision; never that a key is there still, unless its fence goes on watching it.
 
 mod copy;
+mod read;
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -19,16 +20,15 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::client::Client;
-use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::key::prefix_end;
-use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::session::Session;
-use crate::transport::retry::{Backoff, Repeat, Rounds, second_look};
-use crate::txn::{self, Op, Txn, TxnReply};
+use crate::transport::retry::{Backoff, Rounds, second_look};
 use crate::watch::{Events, Watch, Watcher};
 pub(crate) use copy::Change;
 use copy::Copy;
+use read::{count, read};
 
 /// A live copy of keys.
 pub(crate) struct View {
@@ -275,13 +275,15 @@ impl View {
             return self.read_anew().await;
         }
         let one = self.pending.iter().take_while(|event| Some(revision(event)) == next).count();
+        // A key that comes and had not gone: its deletion was lost, and others may have gone with it that the copy still has.
+        if self.pending.iter().take(one).any(|event| self.copy.has_another(event)) {
+            self.pending.drain(..one);
+            return self.read_anew().await;
+        }
         let mut changes = Vec::new();
         for event in self.pending.drain(..one) {
             let before = self.copy.ages.len();
-            let told = self.copy.apply(event);
-            // One that went and came by one event: its deletion was lost, and what else happened in between.
-            self.gaps += u64::from(told.len() > 1);
-            changes.extend(told);
+            changes.extend(self.copy.apply(event));
             if let Some(doubt) = self.doubt.as_mut().filter(|doubt| next <= Some(doubt.revision)) {
                 doubt.told = (doubt.told + self.copy.ages.len()).saturating_sub(before);
             }
@@ -338,43 +340,6 @@ fn watch(parts: &[(Bytes, Bytes)]) -> Watch {
 
 fn news(events: Events, read_at: i64) -> impl Iterator<Item = Event> {
     events.events.into_iter().filter(move |event| revision(event) > read_at)
-}
-
-fn ranges(parts: &[(Bytes, Bytes)], count_only: bool) -> Vec<pb::RangeRequest> {
-    let range = |(key, range_end): &(Bytes, Bytes)| pb::RangeRequest {
-        key: key.clone(),
-        range_end: range_end.clone(),
-        count_only,
-        ..Default::default()
-    };
-    parts.iter().map(range).collect()
-}
-
-/// Reads all parts at one revision: one RPC.
-async fn range(client: &Client, ranges: Vec<pb::RangeRequest>) -> Result<(i64, Vec<pb::RangeResponse>)> {
-    let transport = client.transport();
-    if let [one] = &ranges[..] {
-        let answer = transport.range(one.clone()).await?;
-        return Ok((txn::revision(&answer)?, vec![answer]));
-    }
-    let asked = ranges.len();
-    let txn = ranges.into_iter().fold(Txn::new(), |txn, range| txn.success(Op::from(range)));
-    let reply = TxnReply::try_from(transport.txn(txn.into(), Repeat::Read).await?.value)?;
-    let missing = || Error::protocol("a read that was not answered", Outcome::NotApplied).at("KV/Txn");
-    let answers = (0..asked).map(|index| reply.ranged(index).cloned().ok_or_else(missing));
-    Ok((reply.header.revision, answers.collect::<Result<_>>()?))
-}
-
-async fn read(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<(i64, Vec<KeyValue>)> {
-    let (revision, answers) = range(client, ranges(parts, false)).await?;
-    Ok((revision, answers.into_iter().flat_map(|answer| answer.kvs).collect()))
-}
-
-/// How many keys there are, and at which revision.
-async fn count(client: &Client, parts: &[(Bytes, Bytes)]) -> Result<(i64, usize)> {
-    let (revision, answers) = range(client, ranges(parts, true)).await?;
-    let keys = answers.iter().map(|answer| usize::try_from(answer.count).unwrap_or_default()).sum();
-    Ok((revision, keys))
 }
 
 fn revision(event: &Event) -> i64 {

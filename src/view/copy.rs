@@ -34,20 +34,22 @@ impl Change {
 }
 
 impl Copy {
-    /// What has changed by an event. Two changes, where a key was put again of which the copy still has an incarnation before:
-    /// the server lost its deletion.
-    pub(super) fn apply(&mut self, event: Event) -> Vec<Change> {
+    /// Whether an event puts a key again of which the copy still has an incarnation before: the server lost its deletion.
+    pub(super) fn has_another(&self, event: &Event) -> bool {
+        let Some(kv) = event.kv.as_ref().filter(|_| event.r#type() == EventType::Put) else { return false };
+        self.ages.get(&kv.key).is_some_and(|age| *age != kv.create_revision)
+    }
+
+    /// What has changed by an event, that puts no key of which the copy [has another](Self::has_another) incarnation.
+    pub(super) fn apply(&mut self, event: Event) -> Option<Change> {
         let kind = event.r#type();
-        let Some(kv) = event.kv else { return Vec::new() };
+        let kv = event.kv?;
         match kind {
-            EventType::Put => match self.put(kv.clone()) {
-                Some(before) if before.create_revision != kv.create_revision => {
-                    vec![Change::Went(before), Change::Came(kv)]
-                }
-                Some(_) => vec![Change::Written(kv)],
-                None => vec![Change::Came(kv)],
-            },
-            EventType::Delete => self.remove(&kv.key).map(Change::Went).into_iter().collect(),
+            EventType::Put => Some(match self.put(kv.clone()) {
+                Some(_) => Change::Written(kv),
+                None => Change::Came(kv),
+            }),
+            EventType::Delete => self.remove(&kv.key).map(Change::Went),
         }
     }
 
@@ -120,14 +122,26 @@ mod tests {
     fn events_tell_who_came_and_who_was_written_and_who_went() {
         let mut copy = copy([kv("a", 5, 5)]);
         let event = |kind: EventType, kv| Event { r#type: kind.into(), kv: Some(kv), prev_kv: None };
-        assert_eq!(copy.apply(event(EventType::Put, kv("a", 5, 6))), [Change::Written(kv("a", 5, 6))]);
-        assert_eq!(copy.apply(event(EventType::Put, kv("b", 7, 7))), [Change::Came(kv("b", 7, 7))]);
-        assert_eq!(copy.apply(event(EventType::Delete, kv("a", 0, 8))), [Change::Went(kv("a", 5, 6))]);
-        assert_eq!(copy.apply(event(EventType::Delete, kv("c", 0, 9))), []);
-        // Its deletion was lost.
-        let again = [Change::Went(kv("b", 7, 7)), Change::Came(kv("b", 10, 10))];
-        assert_eq!(copy.apply(event(EventType::Put, kv("b", 10, 10))), again);
+        assert_eq!(copy.apply(event(EventType::Put, kv("a", 5, 6))), Some(Change::Written(kv("a", 5, 6))));
+        assert_eq!(copy.apply(event(EventType::Put, kv("b", 7, 7))), Some(Change::Came(kv("b", 7, 7))));
+        assert_eq!(copy.apply(event(EventType::Delete, kv("a", 0, 8))), Some(Change::Went(kv("a", 5, 6))));
+        assert_eq!(copy.apply(event(EventType::Delete, kv("c", 0, 9))), None);
         assert_eq!((copy.by_age.len(), copy.ages.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_key_that_comes_again_and_had_not_gone_is_another() {
+        let copy = copy([kv("a", 5, 6)]);
+        let event = |kind: EventType, kv| Event { r#type: kind.into(), kv: Some(kv), prev_kv: None };
+        let cases = [
+            (EventType::Put, kv("a", 5, 7), false),
+            (EventType::Put, kv("a", 9, 9), true),
+            (EventType::Put, kv("b", 9, 9), false),
+            (EventType::Delete, kv("a", 0, 9), false),
+        ];
+        for (kind, kv, expected) in cases {
+            assert_eq!(copy.has_another(&event(kind, kv.clone())), expected, "{kind:?} {kv:?}");
+        }
     }
 
     #[test]
