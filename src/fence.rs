@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,6 +57,9 @@ struct Inner {
     fallen: Arc<SetOnce<LostReason>>,
     /// So many slashes before the key's end ends the name of a lock; 0 where it is no lock's key.
     below: AtomicU8,
+    /// When the key is to be read where its watch may have lost its end, in seconds of the client's time; 0 before it was first
+    /// watched. Kept here, as no watch may last for so long.
+    look: AtomicU32,
 }
 
 impl Fence {
@@ -117,6 +120,7 @@ impl Fence {
             gone: Arc::default(),
             fallen: Arc::default(),
             below: AtomicU8::new(0),
+            look: AtomicU32::new(0),
         }))
     }
 
@@ -138,6 +142,7 @@ impl Fence {
                 gone: gone.clone(),
                 fallen: fallen.clone(),
                 below: AtomicU8::new(0),
+                look: AtomicU32::new(0),
             }))
         };
         keys.iter().map(fence).collect()

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::Fence;
 use super::blind::Blind;
@@ -30,7 +30,10 @@ impl Fence {
             }
             blind.pause(&error).await;
             match Box::pin(self.stands()).await {
-                Ok(Some(revision)) => self.stood_at(revision),
+                Ok(Some(revision)) => {
+                    self.stood_at(revision);
+                    self.look_later();
+                }
                 Ok(None) => return,
                 Err(error) => blind.pause(&error).await,
             }
@@ -43,8 +46,9 @@ impl Fence {
         let mut watcher = self.0.client.watch(watch);
         // How often the watch had been made again when the key was read beside it.
         let mut read_at = None;
+        let mut look = Instant::now() + self.until_look();
         loop {
-            if let Ok(events) = timeout(second_look(), watcher.next()).await {
+            if let Ok(events) = timeout_at(look, watcher.next()).await {
                 if events?.events.iter().any(|event| self.is_end(event)) {
                     return Ok(());
                 }
@@ -52,7 +56,9 @@ impl Fence {
             }
             // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key is
             // read now and then. One that begins in the past, or was made again, may have lost the key's end: then it is
-            // read once.
+            // read once. So may every watch of a user who waits for the loss again and again, for moments: whichever of them is
+            // there when it is time reads.
+            look = Instant::now() + second_look();
             let (resumed, is_live) = (watcher.resumed(), watcher.is_live());
             if is_live {
                 let of_the_past = resumed > 0 || watcher.created().await? >= revision;
@@ -66,7 +72,24 @@ impl Fence {
                 Ok(Some(_)) => read_at = is_live.then_some(resumed),
                 Err(_) => {}
             }
+            look = Instant::now() + self.look_later();
         }
+    }
+
+    /// How long until the key is to be read, for a watch that may have lost its end.
+    fn until_look(&self) -> Duration {
+        match self.0.look.load(Ordering::Relaxed) {
+            0 => self.look_later(),
+            look => Duration::from_secs(look.into()).saturating_sub(self.0.client.leases().time().now()),
+        }
+    }
+
+    /// The key is read next in a minute or two, by whichever watch there is then.
+    fn look_later(&self) -> Duration {
+        let pause = second_look();
+        let look = self.0.client.leases().time().now() + pause;
+        self.0.look.store(u32::try_from(look.as_secs()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        pause
     }
 
     /// The revision at which the key was read and stood, if it did.

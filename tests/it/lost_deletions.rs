@@ -162,6 +162,33 @@ async fn a_guard_whose_watch_began_late_is_told_of_a_lost_deletion() {
     assert!(!fence.is_valid());
 }
 
+/// The same of a guard that is asked again and again, with a tick in between: each time another watch began in that past, and the
+/// read that was to come after a minute or two of one of them never came.
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_is_asked_again_and_again_is_told_of_a_lost_deletion() {
+    for tick in [S(1), S(20), S(59)] {
+        let world = World::new().await;
+        let guard = Mutex::new(&world.b, "lock").unwrap().lock().await.unwrap();
+        let asked = async |time| {
+            let asking = async {
+                loop {
+                    if let Ok(reason) = timeout(tick, guard.lost()).await {
+                        break reason;
+                    }
+                }
+            };
+            timeout(time, asking).await
+        };
+        let reads = world.fake.fault(On::rpc(Rpc::Range).client("b"), Do::delay(Duration::ZERO));
+        assert!(asked(S(600)).await.is_err() && guard.is_valid());
+        // A watch that begins anew may lose something each time.
+        assert!((4..=11).contains(&reads.hits()), "{} reads", reads.hits());
+        let deleted = world.writes(Op::delete(guard.key().clone())).await;
+        world.fake.compact(deleted).unwrap();
+        assert_eq!(asked(S(181)).await.expect("told"), LostReason::KeyDeleted);
+    }
+}
+
 /// A leader resigned while an observer's stream was down, and led again, by the same key, before the observer had counted:
 /// that the seat had been empty was left out without a word.
 #[tokio::test(start_paused = true)]
