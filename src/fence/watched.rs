@@ -29,11 +29,9 @@ impl Fence {
                 blind = Blind::default();
             }
             blind.pause(&error).await;
+            self.look_later();
             match Box::pin(self.stands()).await {
-                Ok(Some(revision)) => {
-                    self.stood_at(revision);
-                    self.look_later();
-                }
+                Ok(Some(revision)) => self.stood_at(revision),
                 Ok(None) => return,
                 Err(error) => blind.pause(&error).await,
             }
@@ -57,8 +55,8 @@ impl Fence {
             // A watch that does not begin tells nothing, nor does one whose stream is not opened again: then the key is
             // read now and then. One that begins in the past, or was made again, may have lost the key's end: then it is
             // read once. So may every watch of a user who waits for the loss again and again, for moments: whichever of them is
-            // there when it is time reads.
-            look = Instant::now() + second_look();
+            // there when it is time reads. One whose user does not wait for the answer has read all the same: the next comes later.
+            look = Instant::now() + self.look_later();
             let (resumed, is_live) = (watcher.resumed(), watcher.is_live());
             if is_live {
                 let of_the_past = resumed > 0 || watcher.created().await? >= revision;
@@ -72,7 +70,6 @@ impl Fence {
                 Ok(Some(_)) => read_at = is_live.then_some(resumed),
                 Err(_) => {}
             }
-            look = Instant::now() + self.look_later();
         }
     }
 

@@ -52,6 +52,7 @@ pub(crate) enum Answer {
 
 /// The margin of a lease of which nothing is known yet, where the default is wanted.
 const NOT_GIVEN: Duration = Duration::MAX;
+const LONGEST_MARGIN: Duration = Duration::from_secs(u64::MAX / 2);
 
 impl LeaseClock {
     /// A lease granted for `ttl` by a request sent at `sent`.
@@ -65,7 +66,7 @@ impl LeaseClock {
     pub(crate) fn unproven(now: Moment, patience: Duration, margin: Option<Duration>) -> Self {
         Self {
             ttl: Duration::ZERO,
-            margin: margin.unwrap_or(NOT_GIVEN),
+            margin: margin.map_or(NOT_GIVEN, |margin| margin.min(LONGEST_MARGIN)),
             deadline: now + patience,
             due: now,
             sent: None,
@@ -245,6 +246,14 @@ mod tests {
         assert_eq!(clock.due(S(11)), Due::At(Duration::from_millis(12_500)));
         assert_eq!(clock.on_answer(4, S(11)), Answer::Renewed);
         assert_eq!(clock.deadline(), S(14) - default_margin(S(4)));
+    }
+
+    #[test]
+    fn the_longest_margin_is_no_default() {
+        let mut clock = LeaseClock::unproven(S(0), S(10), Some(Duration::MAX));
+        clock.on_send(S(0));
+        assert_eq!(clock.on_answer(60, S(1)), Answer::Renewed);
+        assert_eq!(clock.deadline(), S(30));
     }
 
     /// No margin was asked for, and an adopted lease had the default one: zero stood for what was not given.

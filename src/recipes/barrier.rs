@@ -111,7 +111,7 @@ impl Barrier {
     /// # Cancel safety
     /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of, or that the
     /// release has found, it goes on until the server takes it, or refuses it for good; closing the session waits for that, and fails where it is not done in
-    /// time. So it does for a release whose future is kept and not polled.
+    /// time, or where the release would have told that another hold was found. So it does for a release whose future is kept and not polled.
     pub async fn release(&self) -> Result<()> {
         let (told, caller) = oneshot::channel();
         let releasing = self.session.cleanup().finish(self.clone().release_for(told));
@@ -127,6 +127,10 @@ impl Barrier {
         let mut hold = 0;
         let released = self.clone().delete(&mut hold).await;
         match &released {
+            // Whether another hold came before or after the release is not known, and the caller was not told so.
+            Err(error) if caller.is_closed() && *error.kind() == ErrorKind::Locked => {
+                owed.failed(error.kind())
+            }
             Err(error) if caller.is_closed() && hold != 0 => {
                 owed.failed(error.kind());
                 self.delete_for_good(hold, Some(owed));

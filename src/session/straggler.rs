@@ -66,6 +66,15 @@ impl Settler {
         self.holder().is_some_and(|holder| holder.is_proven())
     }
 
+    /// Waits until an adoption that is under way is proven, or has failed.
+    async fn adoption_decided(&self) {
+        let Some(adopter) = self.holder() else { return };
+        tokio::select! {
+            () = adopter.proven() => {}
+            _ = adopter.lost() => {}
+        }
+    }
+
     /// Who keeps the lease alive in this process, or is about to: a session of this client.
     fn holder(&self) -> Option<Arc<Lease>> {
         self.client().leases().holder(self.lease().id())
@@ -81,7 +90,13 @@ impl Settler {
             match self.lease().lost_reason() {
                 None | Some(LostReason::Orphaned | LostReason::Expired) => {}
                 Some(LostReason::Closed) if self.lease().is_away() => {}
-                Some(LostReason::Closed) => return self.lease().adopted_again().await,
+                Some(LostReason::Closed) => {
+                    if !self.lease().adopted_again().await {
+                        return false;
+                    }
+                    self.adoption_decided().await;
+                    continue;
+                }
                 Some(_) => return false,
             }
             sleep(PAUSE).await;
@@ -211,11 +226,8 @@ impl Settler {
     /// process that the lease was given to. Where it was only lost here, this client may adopt it again: that is waited for.
     async fn is_ours(&self, suspect: &Suspect) -> bool {
         while suspect.turn.is_some() && !self.has_holder() {
-            if let Some(adopter) = self.holder() {
-                tokio::select! {
-                    () = adopter.proven() => {}
-                    _ = adopter.lost() => {}
-                }
+            if self.holder().is_some() {
+                self.adoption_decided().await;
                 continue;
             }
             if self.lease().is_away() || !self.lease().adopted_again().await {

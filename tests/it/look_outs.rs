@@ -220,3 +220,28 @@ async fn a_refused_look_before_an_adoption_decides_nothing_after_it() {
     timeout(S(30), fake.until(|fake| leased(fake) == 0)).await.expect("taken away");
     assert!(session.is_valid());
 }
+
+/// A put that got no answer was to be taken back when its session was closed, and the server refused that. While the client tried to
+/// adopt the lease again, and was not answered yet, the key was read again and again without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_put_that_is_taken_back_after_a_close_waits_for_an_adoption_without_asking() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let session = Session::builder(&client).ttl(S(600)).open().await.unwrap();
+    let lost = fake.fault(On::rpc(Rpc::Txn).matching(puts), Do::lose_reply());
+    let away = fake.fault(On::rpc(Rpc::Txn).matching(reads), Do::cut());
+    Mutex::new(&session, "a").unwrap().lock().await.unwrap_err();
+    let refused = fake.fault(On::rpc(Rpc::LeaseRevoke), denied());
+    session.close().await.unwrap_err();
+    let slow = fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::delay(S(5)));
+    let adopting = tokio::spawn(Session::builder(&client).lease(session.lease()).open());
+    sleep(S(1)).await;
+    away.remove();
+    let asked = fake.fault(On::rpc(Rpc::Txn).matching(reads), Do::delay(Duration::from_millis(1)));
+    sleep(S(3)).await;
+    assert!(asked.hits() <= 3, "{} reads in three seconds", asked.hits());
+    let adopter = adopting.await.unwrap().unwrap();
+    timeout(S(30), fake.until(|fake| leased(fake) == 0)).await.expect("taken away");
+    assert!(adopter.is_valid());
+    [lost, refused, slow].iter().for_each(|fault| fault.remove());
+}

@@ -141,7 +141,7 @@ async fn act_and_judge(world: &Rc<World>, plan: &Plan, record: &Record) -> Resul
     world.told.borrow_mut().count_sessions_that_were_lost();
     world.drop_sessions();
     // What they had claimed is free then.
-    let gone = in_time(BOUND, world.fake.until(|fake| fake.leases() == 0)).await;
+    let gone = in_time(BOUND, world.fake.until(left::no_leases)).await;
     gone.map_err(|why| format!("the end of all sessions: {why}"))?;
     // Too late for everything that goes with a session.
     world.stopped[1].release();

@@ -122,3 +122,28 @@ async fn a_dropped_release_of_anothers_hold_is_owed() {
         session.close().await.expect("nothing is left to be done");
     }
 }
+
+/// A release that was dropped had no answer at first, and then found another hold: which its caller would have been told. `close` said
+/// that all was well, though the barrier stood.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_release_that_found_another_hold_is_told_at_close() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
+    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    gate.hold().await.unwrap();
+    others.release().await.unwrap();
+    others.hold().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes).once(), Do::lose_reply());
+    let mut releasing = Box::pin(gate.release());
+    tokio::select! {
+        biased;
+        _ = &mut releasing => panic!("it goes on in the background"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(releasing);
+    sleep(S(30)).await;
+    assert!(fake.snapshot().get("gate").is_some());
+    let error = session.close().await.expect_err("the barrier is held");
+    assert_eq!((error.kind(), error.outcome()), (&ErrorKind::Locked, Outcome::Unknown));
+}
