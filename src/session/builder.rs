@@ -158,8 +158,9 @@ impl SessionBuilder {
         match (self.grant_sure(seconds, &mut in_doubt).await, in_doubt) {
             // What keeps another lease from being had is no reason to do without the one that there is.
             (Err(error), Some((session, granted))) if session.is_valid() => {
-                let lease = format_args!("{:x}", session.lease());
-                tracing::debug!(%error, lease, "no other lease is to be had: one is used whose grant may come again");
+                let lease = session.lease();
+                let why = "no other lease is to be had: one is used whose grant may come again";
+                tracing::debug!(%error, lease = format_args!("{lease:x}"), "{why}");
                 Ok((session, granted))
             }
             // The one in doubt is revoked, as it is dropped.
