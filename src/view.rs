@@ -20,12 +20,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::client::Client;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::key::prefix_end;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::session::Session;
 use crate::transport::retry::{Backoff, Rounds, second_look};
-use crate::watch::{Events, Watch, Watcher};
+use crate::watch::{Events, Failed, Watch, Watcher};
 pub(crate) use copy::Change;
 use copy::Copy;
 use read::{count, read};
@@ -71,12 +71,6 @@ impl Doubt {
     fn is_short(&self) -> bool {
         self.keys != self.told
     }
-}
-
-/// What failed.
-enum Failed {
-    Watch(Error),
-    Read(Error),
 }
 
 impl View {
@@ -277,7 +271,6 @@ impl View {
         let one = self.pending.iter().take_while(|event| Some(revision(event)) == next).count();
         // A key that comes and had not gone: its deletion was lost, and others may have gone with it that the copy still has.
         if self.pending.iter().take(one).any(|event| self.copy.has_another(event)) {
-            self.pending.drain(..one);
             return self.read_anew().await;
         }
         let mut changes = Vec::new();

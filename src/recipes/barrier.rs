@@ -109,9 +109,10 @@ impl Barrier {
     /// it is this one that goes. The session's loss is no error.
     ///
     /// # Cancel safety
-    /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of, or that the
-    /// release has found, it goes on until the server takes it, or refuses it for good; closing the session waits for that, and fails where it is not done in
-    /// time, or where the release would have told that another hold was found. So it does for a release whose future is kept and not polled.
+    /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of,
+    /// or that the release has found, it goes on until the server takes it, or refuses it for good; closing the session
+    /// waits for that, and fails where it is not done in time, or where the release would have told that another hold was
+    /// found. So it does for a release whose future is kept and not polled.
     pub async fn release(&self) -> Result<()> {
         let (told, caller) = oneshot::channel();
         let releasing = self.session.cleanup().finish(self.clone().release_for(told));
@@ -143,12 +144,8 @@ impl Barrier {
 
     /// Deletes the hold of this create_revision in the background, for as long as it takes.
     fn delete_for_good(&self, hold: i64, owed: Option<Debt>) {
-        let (settler, hold) = (self.session.settler(), [(self.key.clone(), hold)]);
-        let client = settler.client().clone();
-        settler.settle_for_good("a barrier's hold", owed, move || {
-            let (client, txn) = (client.clone(), delete_each(&hold));
-            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
-        });
+        let delete = delete_each(&[(self.key.clone(), hold)]);
+        self.session.settler().settle_for_good("a barrier's hold", owed, delete, ());
     }
 
     /// Waits until no client holds the barrier; returns at once if none does. One that finds a later hold than the one that it

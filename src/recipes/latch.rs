@@ -240,12 +240,8 @@ impl CountDownLatch {
 
     /// Takes away a count-down of a latch that was open already: as many as open it are older, and stay.
     fn take_away(&self, own: Bytes) {
-        let client = self.session.client().clone();
-        let delete = move || {
-            let (client, txn) = (client.clone(), Txn::new().success(Op::delete(own.clone())));
-            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
-        };
-        self.session.settler().settle_for_good("a count-down of an open latch", None, delete);
+        let delete = Txn::new().success(Op::delete(own));
+        self.session.settler().settle_for_good("a count-down of an open latch", None, delete, ());
     }
 
     async fn close(self) -> Result<()> {

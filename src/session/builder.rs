@@ -338,8 +338,8 @@ fn close_with(parent: CancellationToken, session: &Session) {
 
 /// How many lease ids are tried. One of 63 random bits is taken by nobody, unless the server says so of all.
 const IDS: usize = 16;
-/// How many leases are given back for an attempt of their grant that may come yet.
-const DOUBTED: usize = 3;
+/// How many leases are given back for an attempt of their grant that may come yet. The next is used all the same.
+pub(crate) const DOUBTED: usize = 3;
 const DEFAULT_TTL: Duration = Duration::from_secs(60);
 /// A lease that lives for years is not revoked for years.
 const LONGEST_REVOKE: Duration = Duration::from_secs(600);

@@ -1,6 +1,6 @@
 //! Sessions: a lease that is kept alive, and everything that hangs on it.
 
-mod builder;
+pub(crate) mod builder;
 pub(crate) mod cleanup;
 mod ending;
 pub(crate) mod renew;

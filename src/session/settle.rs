@@ -108,22 +108,22 @@ impl Settler {
         false
     }
 
-    /// As [`settle`](Self::settle), for what no lease's end settles: whatever becomes of the session. Closing the
+    /// As [`settle`](Self::settle), of a transaction for what no lease's end settles: whatever becomes of the session. Closing the
     /// session waits for it, for as long as its patience lasts: the process may end then. Where that must not go untold, a debt
-    /// tells how it stands.
-    pub(crate) fn settle_for_good<F>(
+    /// tells how it stands. Dropped when it is over, `along` is what is under way for so long.
+    pub(crate) fn settle_for_good(
         &self,
         what: &'static str,
         debt: Option<Debt>,
-        mut work: impl FnMut() -> F + Send + 'static,
-    ) where
-        F: Future<Output = Result<()>> + Send + 'static,
-    {
+        txn: Txn,
+        along: impl Send + 'static,
+    ) {
         let client = self.client().clone();
         let cleanup = self.cleanup().clone();
         cleanup.spawn(async move {
+            let _along = along;
             let (mut backoff, mut refused) = (Backoff::default(), Duration::ZERO);
-            while let Err(error) = work().await {
+            while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
                 debt.iter().for_each(|debt| debt.failed(error.kind()));
                 let mut pause = backoff.next();
                 if is_of_rights(error.kind()) && refused < LONGEST_REFUSED {

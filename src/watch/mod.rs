@@ -323,6 +323,12 @@ impl fmt::Debug for Watcher {
     }
 }
 
+/// What failed of following keys by a watch and by reads beside it.
+pub(crate) enum Failed {
+    Watch(Error),
+    Read(Error),
+}
+
 const DEFAULT_BUFFER: usize = 1024;
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use crate::fence::Fence;
 use crate::key::others;
 use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
-use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn};
 
 /// The two keys of a caller. Dropped, they are deleted in the background.
@@ -157,19 +156,14 @@ impl Drop for Seat {
         if is_gone {
             return;
         }
-        let client = self.session.client().clone();
-        let departure = Departure::begin(&client, &self.waiters);
+        let departure = Departure::begin(self.session.client(), &self.waiters);
         let both = Txn::new()
             .success(Op::delete(self.coming.clone()))
             .success(Op::delete(self.key.clone()))
             .success(Op::txn(self.ends_round()));
         // The lease's end would settle it, too, but may be far off where the session was given up on this side alone. What that
         // leaves is a ready key without participants, which the next round takes away: no reason for a close to fail.
-        self.session.settler().settle_for_good("a participant of a double barrier", None, move || {
-            let (_under_way, txn) = (&departure, both.clone());
-            let client = client.clone();
-            async move { client.transport().txn(txn.into(), Repeat::Harmless).await.map(drop) }
-        });
+        self.session.settler().settle_for_good("a participant of a double barrier", None, both, departure);
     }
 }
 

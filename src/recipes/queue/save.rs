@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::ids;
 use crate::key::{prefix_end, unique_key};
 use crate::pb::etcdserverpb as pb;
+use crate::session::builder::DOUBTED;
 use crate::transport::Answer;
 use crate::transport::retry::{Backoff, Repeat};
 use crate::txn::{Compare, Op, Txn, revision};
@@ -195,7 +196,7 @@ impl Settler {
         }
     }
 
-    /// A lease whose every attempt to grant it was answered, as far as such a one is to be had.
+    /// A lease whose every attempt to grant it was answered, as far as such a one is to be had: the item waits.
     async fn grant(&self, tries: &mut Tries) -> Result<PutFence> {
         let mut doubted = 0;
         loop {
@@ -248,7 +249,5 @@ struct PutFence {
 /// For so long a process may stand still, or a server be away, and the put goes on with its lease.
 const TTL: Duration = Duration::from_secs(SECONDS.unsigned_abs());
 const SECONDS: i64 = 600;
-/// How many leases are given back for an attempt of their grant that may come yet. The next is used all the same: the item waits.
-const DOUBTED: usize = 3;
 /// How often the lease is renewed, as far as the pauses between the attempts allow that.
 const RENEWAL: Duration = Duration::from_secs(60);

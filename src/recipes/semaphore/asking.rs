@@ -18,7 +18,7 @@ use crate::pb::mvccpb::event::EventType;
 use crate::transport::retry::{Backoff, Repeat, Rounds, second_look};
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
-use crate::watch::{Watch, Watcher};
+use crate::watch::{Failed, Watch, Watcher};
 
 /// Where one stands.
 #[derive(Debug, PartialEq)]
@@ -29,12 +29,6 @@ pub(super) enum Rank {
     First,
     /// The predecessor waits.
     Behind(Predecessor),
-}
-
-/// What failed.
-enum Failed {
-    Watch(Error),
-    Read(Error),
 }
 
 /// One who asks.
