@@ -271,6 +271,8 @@ impl View {
         let one = self.pending.iter().take_while(|event| Some(revision(event)) == next).count();
         // A key that comes and had not gone: its deletion was lost, and others may have gone with it that the copy still has.
         if self.pending.iter().take(one).any(|event| self.copy.has_another(event)) {
+            // It is looked at once, also where a cluster that was restored from a backup answers by an older revision.
+            self.pending.drain(..one);
             return self.read_anew().await;
         }
         let mut changes = Vec::new();
