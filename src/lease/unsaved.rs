@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{Error, ErrorKind, Outcome};
@@ -26,6 +27,8 @@ struct Open {
     handle: u64,
     owed: Owed,
     why: ErrorKind,
+    /// The barrier that is held by another hold than the one that was to be released.
+    held: Option<Bytes>,
 }
 
 /// What is to be saved, or settled.
@@ -71,7 +74,7 @@ impl Unsaved {
         let id = known.next;
         // As long as no attempt has failed, none has been answered.
         let why = ErrorKind::Timeout;
-        known.open.insert(id, Open { handle: self.handle, owed, why });
+        known.open.insert(id, Open { handle: self.handle, owed, why, held: None });
         Debt { id, unsaved: self.clone(), _counted: Vec::new() }
     }
 
@@ -91,6 +94,17 @@ impl Unsaved {
         Some(Error::new(open.why.clone(), Outcome::Unknown).because(open.owed.is_open()))
     }
 
+    /// The releases of this barrier that ended before another hold of it.
+    pub(crate) fn before_holds_of(&self, barrier: &Bytes) -> Vec<u64> {
+        let of_it = |(id, open): (&u64, &Open)| (open.held.as_ref() == Some(barrier)).then_some(*id);
+        self.known().open.iter().filter_map(of_it).collect()
+    }
+
+    /// Since they were looked for, the barrier was free, or a caller was told of the hold.
+    pub(crate) fn are_settled(&self, releases: &[u64]) {
+        self.known().open.retain(|id, _| !releases.contains(id));
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,6 +119,14 @@ impl Debt {
     pub(crate) fn failed(&self, why: &ErrorKind) {
         if let Some(open) = self.unsaved.known().open.get_mut(&self.id) {
             open.why = why.clone();
+        }
+    }
+
+    /// The barrier that was to be released has another hold, and whether that came before or after the release is not known. This is
+    /// unsaved until a later release of the barrier settles it.
+    pub(crate) fn is_held(&self, barrier: &Bytes) {
+        if let Some(open) = self.unsaved.known().open.get_mut(&self.id) {
+            (open.why, open.held) = (ErrorKind::Locked, Some(barrier.clone()));
         }
     }
 
@@ -130,6 +152,24 @@ mod tests {
         // Given up.
         drop(other);
         assert_eq!(*unsaved.error().expect("one is unsaved").kind(), ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_release_settles_what_ended_before_it_began() {
+        let unsaved = Unsaved::default();
+        let gate = Bytes::from_static(b"gate");
+        let (one, later, under_way) =
+            (unsaved.debt(Owed::Release), unsaved.debt(Owed::Release), unsaved.debt(Owed::Release));
+        one.is_held(&gate);
+        let before = unsaved.before_holds_of(&gate);
+        assert!(unsaved.before_holds_of(&Bytes::from_static(b"other")).is_empty());
+        later.is_held(&gate);
+        unsaved.are_settled(&before);
+        assert_eq!(unsaved.before_holds_of(&gate).len(), 1, "it ended after the other had begun");
+        later.saved();
+        assert_eq!(*unsaved.error().expect("one is under way").kind(), ErrorKind::Timeout);
+        under_way.saved();
+        assert!(unsaved.error().is_none());
     }
 
     #[test]

@@ -10,7 +10,6 @@ use crate::key::drawn;
 use crate::lease::suspects::Suspect;
 use crate::session::Session;
 use crate::session::cleanup::Debt;
-use crate::session::straggler::delete_each;
 use crate::transport::retry::Repeat;
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::view::View;
@@ -81,6 +80,8 @@ impl Barrier {
     /// is not done in time, since the session's end would leave the hold. So it does for one whose future is kept and not polled.
     pub async fn hold(&self) -> Result<()> {
         self.session.check()?;
+        let releases = self.session.cleanup().releases();
+        let before = releases.before_holds_of(&self.key);
         let holding = async {
             let (mut hold, mark) = self.session.cleanup().finish(self.clone().put()).await?;
             // Never in the background: what is taken back only after it was made to last stays where that fails.
@@ -94,6 +95,8 @@ impl Barrier {
             held = holding => held,
         };
         self.saw(held?.keep());
+        // It was free in between.
+        releases.are_settled(&before);
         Ok(())
     }
 
@@ -112,7 +115,7 @@ impl Barrier {
     /// Dropping the future lets the release go on in the background. Of a hold that this barrier or a clone of it knows of,
     /// or that the release has found, it goes on until the server takes it, or refuses it for good; closing the session
     /// waits for that, and fails where it is not done in time, or where the release would have told that another hold was
-    /// found. So it does for a release whose future is kept and not polled.
+    /// found and no later release of the session has settled that. So it does for a release whose future is kept and not polled.
     pub async fn release(&self) -> Result<()> {
         let (told, caller) = oneshot::channel();
         let releasing = self.session.cleanup().finish(self.clone().release_for(told));
@@ -123,29 +126,48 @@ impl Barrier {
 
     /// Releases for a caller; where that has gone, and it fails, until it is done.
     async fn release_for(self, caller: oneshot::Sender<()>) -> Result<()> {
-        // Before it is sent: the answer may never be looked at.
-        let owed = self.session.cleanup().release();
+        let cleanup = self.session.cleanup();
+        // Before it is sent: the answer may never be looked at. And only what ended before is settled by this one.
+        let (owed, before) = (cleanup.release(), cleanup.releases().before_holds_of(&self.key));
         let mut hold = 0;
         let released = self.clone().delete(&mut hold).await;
+        let is_told = !caller.is_closed();
         match &released {
-            // Whether another hold came before or after the release is not known, and the caller was not told so.
-            Err(error) if caller.is_closed() && *error.kind() == ErrorKind::Locked => {
-                owed.failed(error.kind())
+            Ok(()) => {
+                owed.saved();
+                cleanup.releases().are_settled(&before);
             }
-            Err(error) if caller.is_closed() && hold != 0 => {
+            Err(error) if *error.kind() == ErrorKind::Locked && is_told => {
+                owed.saved();
+                cleanup.releases().are_settled(&before);
+            }
+            // Whether another hold came before or after the release is not known, and the caller was not told so.
+            Err(error) if *error.kind() == ErrorKind::Locked => owed.is_held(&self.key),
+            Err(error) if !is_told && hold != 0 => {
                 owed.failed(error.kind());
-                self.delete_for_good(hold, Some(owed));
+                let key = self.key.clone();
+                let answered = move |reply: TxnReply, owed: Option<Debt>| {
+                    owed.iter().for_each(|owed| match other_hold(&reply) {
+                        Some(_) => owed.is_held(&key),
+                        None => owed.saved(),
+                    });
+                };
+                self.delete_for_good(hold, Some(owed), answered);
             }
             // Known to its caller; or of none that was there is anything known that would tell it from a later one.
-            _ => owed.saved(),
+            Err(_) => owed.saved(),
         }
         released
     }
 
     /// Deletes the hold of this create_revision in the background, for as long as it takes.
-    fn delete_for_good(&self, hold: i64, owed: Option<Debt>) {
-        let delete = delete_each(&[(self.key.clone(), hold)]);
-        self.session.settler().settle_for_good("a barrier's hold", owed, delete, ());
+    fn delete_for_good(
+        &self,
+        hold: i64,
+        owed: Option<Debt>,
+        answered: impl FnOnce(TxnReply, Option<Debt>) + Send + 'static,
+    ) {
+        self.session.settler().settle_for_good("a barrier's hold", owed, self.deletes(hold), answered);
     }
 
     /// Waits until no client holds the barrier; returns at once if none does. One that finds a later hold than the one that it
@@ -227,14 +249,16 @@ impl Barrier {
     /// Deletes the hold of this create_revision. Gives that of another that is there instead, and whether an attempt is
     /// of unknown fate.
     async fn delete_hold(&self, hold: i64) -> Result<(Option<i64>, bool)> {
-        let txn = Txn::new()
+        let answer = self.session.transact(self.deletes(hold), Repeat::Harmless).await?;
+        Ok((other_hold(&answer.value), answer.ambiguous))
+    }
+
+    /// Deletes the hold of this create_revision, or reads which there is instead.
+    fn deletes(&self, hold: i64) -> Txn {
+        Txn::new()
             .compare(Compare::create_revision(self.key.clone()).is(hold))
             .success(Op::delete(self.key.clone()))
-            .failure(Op::get(self.key.clone()));
-        let answer = self.session.transact(txn, Repeat::Harmless).await?;
-        let reply = answer.value;
-        let other = reply.first(0).filter(|_| !reply.succeeded);
-        Ok((other.map(|kv| kv.create_revision), answer.ambiguous))
+            .failure(Op::get(self.key.clone()))
     }
 
     /// The error for a barrier that is held already.
@@ -299,8 +323,15 @@ impl Drop for Hold {
         if self.kept {
             return;
         }
-        self.barrier.delete_for_good(self.held_since, self.owed.take());
+        // Where there is another, this one is gone.
+        let answered = |_, mut owed| settled(&mut owed);
+        self.barrier.delete_for_good(self.held_since, self.owed.take(), answered);
     }
+}
+
+/// Which hold there is, by its create_revision, instead of the one that was to be deleted.
+fn other_hold(reply: &TxnReply) -> Option<i64> {
+    reply.first(0).filter(|_| !reply.succeeded).map(|kv| kv.create_revision)
 }
 
 /// It does not outlast the lease, or is its caller's.

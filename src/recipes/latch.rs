@@ -241,7 +241,7 @@ impl CountDownLatch {
     /// Takes away a count-down of a latch that was open already: as many as open it are older, and stay.
     fn take_away(&self, own: Bytes) {
         let delete = Txn::new().success(Op::delete(own));
-        self.session.settler().settle_for_good("a count-down of an open latch", None, delete, ());
+        self.session.settler().settle_for_good("a count-down of an open latch", None, delete, |_, _| ());
     }
 
     async fn close(self) -> Result<()> {

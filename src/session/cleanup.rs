@@ -77,6 +77,11 @@ impl Cleanup {
         self.outlasting(Owed::Release)
     }
 
+    /// What tells of the barrier's releases that ended before another hold of it, and were told to no caller: later ones settle them.
+    pub(crate) fn releases(&self) -> &Unsaved {
+        &self.unsaved
+    }
+
     fn outlasting(&self, owed: Owed) -> Debt {
         let of_the_lease = self.lease.as_ref().map(|lease| lease.holds().token());
         self.unsaved.debt(owed).counted(of_the_lease.into_iter().chain([self.tasks.token()]))

@@ -110,20 +110,28 @@ impl Settler {
 
     /// As [`settle`](Self::settle), of a transaction for what no lease's end settles: whatever becomes of the session. Closing the
     /// session waits for it, for as long as its patience lasts: the process may end then. Where that must not go untold, a debt
-    /// tells how it stands. Dropped when it is over, `along` is what is under way for so long.
+    /// tells how it stands until the server has answered: then it is for `answered` to say what became of it, which is dropped
+    /// where no answer comes.
     pub(crate) fn settle_for_good(
         &self,
         what: &'static str,
         debt: Option<Debt>,
         txn: Txn,
-        along: impl Send + 'static,
+        answered: impl FnOnce(TxnReply, Option<Debt>) + Send + 'static,
     ) {
         let client = self.client().clone();
         let cleanup = self.cleanup().clone();
         cleanup.spawn(async move {
-            let _along = along;
+            let send = || async {
+                let answer = client.transport().txn(txn.clone().into(), Repeat::Harmless).await?;
+                TxnReply::try_from(answer.value)
+            };
             let (mut backoff, mut refused) = (Backoff::default(), Duration::ZERO);
-            while let Err(error) = client.transport().txn(txn.clone().into(), Repeat::Harmless).await {
+            let reply = loop {
+                let error = match send().await {
+                    Ok(reply) => break reply,
+                    Err(error) => error,
+                };
                 debt.iter().for_each(|debt| debt.failed(error.kind()));
                 let mut pause = backoff.next();
                 if is_of_rights(error.kind()) && refused < LONGEST_REFUSED {
@@ -136,8 +144,8 @@ impl Settler {
                 }
                 tracing::debug!(%error, what, "not settled yet; trying again");
                 sleep(pause).await;
-            }
-            debt.iter().for_each(Debt::saved);
+            };
+            answered(reply, debt);
         });
     }
 

@@ -163,7 +163,8 @@ impl Drop for Seat {
             .success(Op::txn(self.ends_round()));
         // The lease's end would settle it, too, but may be far off where the session was given up on this side alone. What that
         // leaves is a ready key without participants, which the next round takes away: no reason for a close to fail.
-        self.session.settler().settle_for_good("a participant of a double barrier", None, both, departure);
+        let gone = move |_, _| drop(departure);
+        self.session.settler().settle_for_good("a participant of a double barrier", None, both, gone);
     }
 }
 
