@@ -75,12 +75,6 @@ impl Locals {
                 let queue = queues.entry(name.clone()).or_default();
                 (queue.turn.clone(), queue.held.clone())
             };
-            let lost = async {
-                let Some(held) = &held else { return std::future::pending().await };
-                // Most are released soon, and need not be watched.
-                sleep(PATIENCE).await;
-                held.clone().lost().await;
-            };
             tokio::select! {
                 biased;
                 got = queue.lock_owned() => {
@@ -92,7 +86,7 @@ impl Locals {
                 }
                 // The place in the queue is kept: there is no other before the turn.
                 () = told => {}
-                () = lost => {}
+                () = lost(held.as_ref()) => {}
             }
         }
     }
@@ -111,21 +105,33 @@ impl Locals {
         Some(Turn { name: name.clone(), turn: Some(turn), locals: self.share() })
     }
 
-    /// One's turn once nobody has it or waits for it: who takes it keeps no task waiting, but those that come after.
+    /// One's turn once nobody has it or waits for it: who takes it keeps no task waiting, but those that come after. A guard
+    /// whose key is lost, and that the user keeps, is not waited for.
     pub(crate) async fn unwanted_turn(&self, name: &Bytes) -> Turn {
         loop {
-            let mut told = std::pin::pin!(self.unwanted.notified());
-            told.as_mut().enable();
-            {
+            // Made before the queue is looked at: no change is missed.
+            let unwanted = self.unwanted.notified();
+            let told = lock(&self.queues).entry(name.clone()).or_default().told.clone();
+            let told = told.notified();
+            self.pass_over_lost(name);
+            let (told, held) = {
                 let mut queues = lock(&self.queues);
-                // In one step: a queue that is new in the map is free for as long as the map is held.
-                if !queues.contains_key(name)
-                    && let Ok(turn) = queues.entry(name.clone()).or_default().turn.clone().try_lock_owned()
+                let queue = queues.entry(name.clone()).or_default();
+                // In one step: a queue that no task has a part of is free for as long as the map is held.
+                if queue.is_unwanted()
+                    && let Ok(turn) = queue.turn.clone().try_lock_owned()
                 {
                     return Turn { name: name.clone(), turn: Some(turn), locals: self.share() };
                 }
+                (told, queue.held.clone())
+            };
+            tokio::select! {
+                biased;
+                () = unwanted => {}
+                // A guard was handed out, or given up.
+                () = told => {}
+                () = lost(held.as_ref()) => {}
             }
-            told.await;
         }
     }
 
@@ -210,6 +216,13 @@ impl Drop for Turn {
             self.locals.unwanted.notify_waiters();
         }
     }
+}
+
+/// Resolves once a guard is lost. Most are released soon, and need not be watched.
+async fn lost(held: Option<&Arc<dyn Held>>) {
+    let Some(held) = held else { return std::future::pending().await };
+    sleep(PATIENCE).await;
+    held.clone().lost().await;
 }
 
 /// How long a guard is waited for before its key is watched.

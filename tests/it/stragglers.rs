@@ -103,6 +103,34 @@ async fn a_lost_guard_that_is_kept_keeps_no_straggler() {
     drop(guard);
 }
 
+/// Where keys are put in turn, what took a late key away waited for the turn, which the lost guard had for as long as it was kept: the
+/// lock was held by no task, and could be taken by none. The user need not ask for the loss.
+#[tokio::test(start_paused = true)]
+async fn a_lost_mutex_guard_that_is_kept_keeps_no_straggler() {
+    for asks in [true, false] {
+        let fake = FakeEtcd::start();
+        let session = Session::open(&fake.client()).await.unwrap();
+        let hold = straggler(&fake);
+        let guard = Mutex::new(&session, "a").unwrap().lock().await.unwrap();
+        let delete = Txn::new().success(Op::delete(guard.key().clone()));
+        fake.client_for("operator").txn(delete).await.unwrap();
+        if asks {
+            assert_eq!(guard.lost().await, LostReason::KeyDeleted);
+        }
+        sleep(S(60)).await;
+        let before = fake.revision();
+        hold.release();
+        timeout(S(5), fake.until(|fake| fake.revision() > before && leased(fake) == 0))
+            .await
+            .expect("taken away");
+        assert!(!guard.is_valid());
+        drop(guard);
+        let guard = Mutex::new(&session, "a").unwrap().try_lock().await.expect("it is free");
+        sleep(S(60)).await;
+        assert!(guard.is_valid());
+    }
+}
+
 /// What looks out for a late key sees all puts of the session: it hits none that has an owner, costs no RPC, and keeps no
 /// task from its turn.
 #[tokio::test(start_paused = true)]
