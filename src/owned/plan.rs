@@ -5,7 +5,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Owned;
 use super::leave::Leave;
-use crate::error::{LostReason, Outcome, Result};
+use crate::error::{Error, LostReason, Outcome, Result};
 use crate::key::unique_key;
 use crate::lease::Turn;
 use crate::pb::etcdserverpb as pb;
@@ -161,6 +161,16 @@ impl Plan {
                 }
                 leave.settle();
                 Err(error.with_outcome(Outcome::Unknown))
+            }
+            // What others put has never stood in the line: its create_revision must give no place, however old it is.
+            Ok(Some(Ours { found: Some(kv), .. })) if kv.lease != session.lease() => {
+                if unanswered > 0 {
+                    leave.suspect(0, unanswered, revision);
+                }
+                let outcome = if unanswered > 0 { Outcome::Unknown } else { Outcome::NotApplied };
+                let ours = "is the one that this session puts, and is there without the session's lease";
+                let why = format!("{:?} {ours}: another client has put it, and may delete it", kv.key);
+                Err(Error::invalid("key", why).with_outcome(outcome))
             }
             Ok(Some(Ours { create_revision, found })) => {
                 // What is there was put by one of them, which puts it no more.

@@ -195,8 +195,10 @@ impl Line {
                 let mut line = line.clone();
                 let sifting = Box::pin(self.sift(session, &mut line, Some(own)));
                 let Some(header) = sifting.await? else { return Ok(None) };
+                // Not all of them are looked at again: they were seen when they were read.
+                let seen_at = reply.header.revision;
                 let header = header.unwrap_or(reply.header);
-                if let Some(standing) = self.behind_first(&line.kvs, &line, header.revision) {
+                if let Some(standing) = self.behind_first(&line.kvs, &line, seen_at) {
                     return Ok(Some((standing, header, Last::from(ours))));
                 }
             } else if let Some(standing) = self.behind_first(&line.kvs, line, reply.header.revision) {

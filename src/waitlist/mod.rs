@@ -233,8 +233,7 @@ async fn join(plan: Plan, lines: &[Line]) -> Result<Joined> {
 
 /// Joins with a key that is there already, put by an attempt without a reply or by an earlier owner of the lease.
 async fn find(place: &mut Owned, lines: &[Line], found: &KeyValue, value: Bytes) -> Result<Vec<Standing>> {
-    // One of our name that hangs on no lease, or on another, is no contender's to the others.
-    let last = match found.value != value || found.lease != place.session().lease() {
+    let last = match found.value != value {
         true => replace(place, found, value).await?,
         false => found.into(),
     };

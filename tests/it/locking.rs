@@ -346,17 +346,26 @@ on_every_backend! {
         assert_eq!(queue(&backend.client(), &name).await, 0);
     }
 
-    /// A key of the name that a session's key has, put by hand and without a lease, was taken up as the session's own. No other
-    /// contender counts such a key: two held the lock.
-    async fn a_key_of_our_name_without_our_lease_is_no_lock(backend: Backend) {
+    /// A key of the name that a session's key has, put by hand and without its lease, was taken up as the session's own. No other
+    /// contender counts such a key: two held the lock. Then it was put over with the session's lease, but kept its create_revision,
+    /// which was older than that of the holder's key: again two held the lock.
+    async fn a_key_of_our_name_without_our_lease_gives_no_lock(backend: Backend) {
         let name = backend.key("lock");
         let (session, rival) = (session(&backend.client()).await, session(&backend.client()).await);
         let key = format!("{name}/{:x}", session.lease());
-        backend.client().txn(Txn::new().success(Op::put(key, ""))).await.unwrap();
-        let guard = mutex(&session, &name).lock().await.unwrap();
-        let error = mutex(&rival, &name).try_lock().await.unwrap_err();
-        assert_eq!(*error.kind(), ErrorKind::Locked);
+        backend.client().txn(Txn::new().success(Op::put(key.clone(), "an order"))).await.unwrap();
+        let guard = mutex(&rival, &name).lock().await.unwrap();
+        let mutex = mutex(&session, &name);
+        for tries in [true, false] {
+            let error = if tries { mutex.try_lock().await } else { mutex.lock().await }.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::InvalidInput { what: "key", .. }), "{error}");
+            assert_eq!(error.outcome(), Outcome::NotApplied);
+        }
+        let delete = Txn::new().compare(Compare::value(key.clone()).is("an order"));
+        let deleted = backend.client().txn(delete.success(Op::delete(key))).await.unwrap();
+        assert!(deleted.succeeded, "what another put is left alone");
+        assert_eq!(*mutex.try_lock().await.unwrap_err().kind(), ErrorKind::Locked);
         guard.unlock().await.unwrap();
-        mutex(&rival, &name).try_lock().await.unwrap().unlock().await.unwrap();
+        mutex.try_lock().await.unwrap().unlock().await.unwrap();
     }
 }
