@@ -203,6 +203,11 @@ impl Fence {
         self.lost_reason().map_or(Ok(()), |reason| Err(reason.into()))
     }
 
+    /// An answer that the cluster has lost revisions ends the session.
+    pub(crate) fn learn_of_past<T>(&self, answer: Result<T>) -> Result<T> {
+        self.0.lease.learn_of_past(answer)
+    }
+
     /// The fence fell. The first reason given stays.
     pub(crate) fn fall(&self, reason: LostReason) {
         let _ = self.0.fallen.set(reason);
@@ -358,7 +363,7 @@ impl FencedTxn<'_> {
         let (request, added) = request.vouched();
         // A lease that is not found is not the fence's: while its key stands, so does its lease.
         let answer = self.fence.0.client.transport().txn(request.into(), Repeat::Never).await;
-        let answer = self.fence.0.lease.learn_of_past(answer)?;
+        let answer = self.fence.learn_of_past(answer)?;
         let reply = TxnReply::try_from(answer.value)?;
         if reply.succeeded {
             // The compares tell of the key before the operations, which may have deleted it.

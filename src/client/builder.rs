@@ -342,10 +342,15 @@ fn bounded(time: Duration) -> Duration {
     time.min(Duration::from_secs(365 * 24 * 60 * 60))
 }
 
+/// An endpoint for a log: a user in it may have a password.
+fn without_user(endpoint: &str) -> &str {
+    endpoint.rsplit_once('@').map_or(endpoint, |(_, host)| host)
+}
+
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBuilder")
-            .field("endpoints", &self.endpoints)
+            .field("endpoints", &self.endpoints.iter().map(|given| without_user(given)).collect::<Vec<_>>())
             .field("service", &self.service.is_some())
             .field("layers", &self.layers.len())
             // Neither the password nor a token belongs in a log.

@@ -59,7 +59,7 @@ impl Stm {
                     self.client.transport().txn(txn.into(), repeat).await
                 }
             };
-            let answer = match answer {
+            let answer = match self.learn_of_past(answer) {
                 Ok(answer) => answer.value,
                 Err(error) if error.outcome() == Outcome::Unknown => return settle(error, mark).await,
                 Err(error) => return Err(self.explain(error, sets, mark.is_some()).await),
@@ -120,9 +120,11 @@ impl Stm {
     fn transaction(&self, sets: &Sets, attempt: u32, mark: Option<&Mark>) -> (Txn, Vec<Span>) {
         let needs_no_compares = self.isolation.has_snapshot() && !sets.has_written();
         let compares = if needs_no_compares { Vec::new() } else { sets.compares() };
+        // Half, as others may have put more since.
+        let most = (self.client.transport().limits().answer / 2).min(MOST_READ_AGAIN);
         // Where nothing is compared there are no conflicts.
         let beside = self.fence.as_ref().map_or(0, |fence| fence.keys().len());
-        let again = if compares.is_empty() { Vec::new() } else { sets.again(&self.prefetch, beside) };
+        let again = if compares.is_empty() { Vec::new() } else { sets.again(&self.prefetch, beside, most) };
         let mut txn = compares.into_iter().fold(Txn::new(), Txn::compare);
         txn = sets.ops().into_iter().fold(txn, Txn::success);
         // Never serializable, even where the attempt's own reads are: a transaction without any write is answered by
@@ -139,6 +141,18 @@ impl Stm {
             txn = txn.compare(mark.unchanged()).success(mark.put(attempt)).failure(mark.get());
         }
         (txn, again)
+    }
+
+    /// The fence and the session end with a cluster that has lost revisions.
+    fn learn_of_past<T>(&self, answer: Result<T>) -> Result<T> {
+        let markers = |answer| match &self.markers {
+            Some(markers) => markers.session().lease_handle().learn_of_past(answer),
+            None => answer,
+        };
+        match &self.fence {
+            Some(fence) => markers(fence.learn_of_past(answer)),
+            None => markers(answer),
+        }
     }
 
     /// Adds to an error what can be known about it.
@@ -184,3 +198,5 @@ pub(super) fn unknown(cause: Error) -> Error {
 /// How often others may have put the marker before a commit: a dropped run's attempt that expected what was known, and
 /// one that expected it to be missing.
 const MOST_STRANGERS: u32 = 5;
+/// How much is read again together with a commit that meets a conflict: a quarter of what proxies let pass by default.
+const MOST_READ_AGAIN: usize = 1 << 20;

@@ -274,6 +274,10 @@ impl Attempt {
             }
             let read = self.read(unknown, pin).await;
             drop(first);
+            let read = match &self.fence {
+                Some(fence) => fence.learn_of_past(read),
+                None => read,
+            };
             let (read, revision) = read.inspect_err(|error| self.doom(error))?;
             let is_of_snapshot = self.with(|sets| {
                 let same = sets.pin() == pin;

@@ -247,8 +247,13 @@ impl Sets {
     }
 
     /// What the next attempt is likely to ask for: what this one did, and of what is to be fetched ahead anyway as much as
-    /// makes the transaction not larger than it is, or than servers take, with so many other reads beside.
-    pub(super) fn again(&self, prefetch: &[Bytes], beside: usize) -> Vec<Span> {
+    /// makes the transaction not larger than it is, or than servers take, with so many other reads beside. Nothing where that
+    /// is likely to be more than `most` bytes: each of the attempt's own answers was not too large, but all of them in one may
+    /// be, and an answer that does not arrive does not tell a conflict from a commit.
+    pub(super) fn again(&self, prefetch: &[Bytes], beside: usize, most: usize) -> Vec<Span> {
+        if self.read_bytes() > most {
+            return Vec::new();
+        }
         let mut spans = self.asked_ranges();
         let asked = self.keys.iter().filter(|(_, seen)| seen.asked).map(|(key, _)| key);
         let mut keys: Vec<&Bytes> = asked.chain(prefetch).collect();
@@ -266,6 +271,12 @@ impl Sets {
         });
         spans.extend(keys.into_iter().map(|key| Span::key(key.clone())));
         spans
+    }
+
+    /// How much was read.
+    fn read_bytes(&self) -> usize {
+        let bytes = |(key, seen): (&Bytes, &Seen)| key.len() + seen.value.as_ref().map_or(0, Bytes::len);
+        self.keys.iter().map(bytes).sum()
     }
 
     /// All that is known.

@@ -28,7 +28,9 @@ async fn range(client: &Client, ranges: Vec<pb::RangeRequest>) -> Result<(i64, V
     }
     let asked = ranges.len();
     let txn = ranges.into_iter().fold(Txn::new(), |txn, range| txn.success(Op::from(range)));
-    let reply = TxnReply::try_from(transport.txn(txn.into(), Repeat::Read).await?.value)?;
+    let answer = transport.txn(txn.into(), Repeat::Read).await?.value;
+    // One that makes no sense has written nothing.
+    let reply = TxnReply::try_from(answer).map_err(|error| error.with_outcome(Outcome::NotApplied))?;
     let missing = || Error::protocol("a read that was not answered", Outcome::NotApplied).at("KV/Txn");
     let answers = (0..asked).map(|index| reply.ranged(index).cloned().ok_or_else(missing));
     Ok((reply.header.revision, answers.collect::<Result<_>>()?))

@@ -17,6 +17,8 @@ pub(super) struct Pulse {
     waiting: Option<Instant>,
     /// This process has stood still since.
     stood_still: bool,
+    /// It has since the last answer, while one was due.
+    forgiven: bool,
 }
 
 /// What to do about it.
@@ -35,7 +37,7 @@ impl Pulse {
     /// long on a slow line, and nothing is heard while it is on its way.
     pub(super) fn new(now: Instant, deaths: u32) -> Self {
         let patience = ANSWER * (1 << deaths.min(MOST_DOUBLINGS));
-        Self { opened: now, heard: now, patience, waiting: None, stood_still: false }
+        Self { opened: now, heard: now, patience, waiting: None, stood_still: false, forgiven: false }
     }
 
     /// How long an answer may take.
@@ -61,6 +63,7 @@ impl Pulse {
     /// An answer came. Others may be due: each has its own time, or a long queue would look like a dead stream.
     pub(super) fn answered(&mut self, now: Instant, more: bool) {
         self.heard = now;
+        self.forgiven = false;
         self.waiting = more.then_some(now);
     }
 
@@ -84,8 +87,9 @@ impl Pulse {
         if self.waiting.is_none() {
             return Beat::Ask;
         }
-        if now > due + STALL {
-            // It was this process that stood still: the answer may be here, unread.
+        if now > due + STALL && !std::mem::replace(&mut self.forgiven, true) {
+            // It was this process that stood still: the answer may be here, unread. Once for each answer, or a process that is
+            // always late would wait for ever.
             self.waiting = Some(now);
             return Beat::Well;
         }
@@ -119,6 +123,18 @@ mod tests {
         pulse.asked(start + s(10));
         assert_eq!(pulse.due(), start + s(15));
         assert_eq!(pulse.beat(start + s(15)), Beat::Dead);
+    }
+
+    /// A process whose looks were always late took a dead stream for one whose answer was unread, for ever.
+    #[test]
+    fn a_process_that_is_always_late_finds_a_dead_stream_all_the_same() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start, 0);
+        pulse.asked(start);
+        assert_eq!(pulse.beat(start + s(60)), Beat::Well);
+        assert_eq!(pulse.beat(start + s(120)), Beat::Dead);
+        pulse.answered(start + s(121), true);
+        assert_eq!(pulse.beat(start + s(180)), Beat::Well, "another answer is due");
     }
 
     #[test]

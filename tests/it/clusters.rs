@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
 use etcd_concurrency::pb::etcdserverpb::ResponseHeader;
 use etcd_concurrency::{
-    Barrier, Client, Election, ErrorKind, LostReason, Membership, Mutex, Op, Outcome, Session, Txn, Watch,
+    Barrier, Client, Election, ErrorKind, LostReason, Membership, Mutex, Op, Outcome, Session, Stm, StmTxn,
+    Txn, Watch,
 };
 use http_body_util::BodyExt;
 use prost::Message;
@@ -119,6 +120,35 @@ async fn a_session_does_not_outlive_the_revisions_that_its_cluster_lost() {
     let error = Mutex::new(&session, "m").unwrap().lock().await.unwrap_err();
     assert_eq!(error.lost_reason(), Some(LostReason::RevisionsLost), "{error}");
     assert_eq!(session.lost().await, LostReason::RevisionsLost);
+}
+
+/// A run was told so, by a read or by its commit, and the guard that fenced it went on believing.
+#[tokio::test(start_paused = true)]
+async fn an_stm_that_finds_revisions_lost_ends_its_session() {
+    for (reads, fenced) in [(true, true), (false, true), (false, false)] {
+        let two = Two::new(false);
+        let client = two.client();
+        let session = session(&client).await;
+        let guard = Mutex::new(&session, "m").unwrap().lock().await.unwrap();
+        for _ in 0..10 {
+            client.txn(put("new")).await.unwrap();
+        }
+        // It knows of the lease: else that is what ends the session.
+        let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
+        two.fakes[1].client().lease_client().lease_grant(lease).await.unwrap();
+        let stm = Stm::new(&client);
+        let stm = if fenced { stm.fenced(&guard) } else { stm.exactly_once(&session) };
+        two.turn(true);
+        let body = |txn: StmTxn| async move {
+            if reads {
+                txn.get("k").await?;
+            }
+            txn.put("k", "late")
+        };
+        let error = stm.run(body).await.unwrap_err();
+        assert_eq!(session.lost().await, LostReason::RevisionsLost, "{reads} {fenced}: {error}");
+        assert!(!guard.is_valid());
+    }
 }
 
 /// A fenced write was told that the cluster had lost revisions, and the guard went on believing.

@@ -95,7 +95,7 @@ fn the_next_attempt_reads_what_this_one_asked_for() {
     sets.ask_key(&"n".into()).expect("known");
     sets.ask_range(&range("n", "o")).expect("known");
     sets.ask_range(&range("m", "p")).expect("known");
-    let again = sets.again(&["p".into(), "a".into(), "o".into()], 1);
+    let again = sets.again(&["p".into(), "a".into(), "o".into()], 1, usize::MAX);
     assert_eq!(again, [range("m", "p"), key("a"), key("p")]);
     // What is known is not read again.
     assert_eq!(sets.unknown(vec![key("z"), key("b"), key("o"), range("m", "n"), key("z")]), [key("z")]);
@@ -241,7 +241,7 @@ proptest! {
         prop_assert_eq!(keys.len(), request.compare.len(), "compared twice");
         // And what the next attempt starts with is all that this one asked for.
         let mut next = Sets::new(isolation);
-        next.learn(sets.again(&[], 0).into_iter().map(|span| (span.clone(), read(&store, &span))), now);
+        next.learn(sets.again(&[], 0, usize::MAX).into_iter().map(|span| (span.clone(), read(&store, &span))), now);
         prop_assert_eq!(next.unknown(asked), []);
         prop_assert!(!next.has_read() && next.compares().is_empty());
     }

@@ -200,6 +200,34 @@ async fn a_fence_that_falls_in_mid_run_refuses_it() {
     }
 }
 
+/// What a run had read in several answers, each of which was small enough, was read again in one with the commit's conflict. That
+/// answer was refused as too large, and whether the commit was applied was called unknown.
+#[tokio::test(start_paused = true)]
+async fn a_conflict_whose_answer_would_be_too_large_is_a_conflict() {
+    let fake = FakeEtcd::start();
+    let client = Client::builder().service(fake.service()).max_answer_size(1 << 20).connect().await.unwrap();
+    let other = fake.client_for("other");
+    let large: &str = "x".repeat(500 << 10).leak();
+    for key in ["b", "c", "d"] {
+        put(&other, key, large).await;
+    }
+    let (other, mut attempts) = (&other, 0);
+    let body = |txn: StmTxn| {
+        attempts += 1;
+        async move {
+            for key in ["b", "c", "d"] {
+                txn.get(key).await?;
+            }
+            if attempts == 1 {
+                put(other, "b", "small").await;
+            }
+            txn.put(A, "1")
+        }
+    };
+    let done = Stm::new(&client).run(body).await.unwrap();
+    assert_eq!(done.attempts, 2);
+}
+
 /// A conflict behind a fence that stands is a conflict.
 #[tokio::test(start_paused = true)]
 async fn a_conflict_is_told_from_a_fallen_fence() {
