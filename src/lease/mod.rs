@@ -11,6 +11,8 @@ mod state;
 mod stream;
 mod successor;
 pub(crate) mod suspects;
+#[cfg(test)]
+mod testing;
 pub(crate) mod time;
 mod unsaved;
 

@@ -64,12 +64,22 @@ impl Lease {
         if self.is_anothers() {
             return MayRevoke::No;
         }
+        self.begin_revoke()
+    }
+
+    /// Looks again, under the lock under which leases are adopted: since the first look a session may have adopted the lease and
+    /// given it away. Such a one is no successor any more, and the lease is another process's.
+    fn begin_revoke(&self) -> MayRevoke {
+        let mut may = MayRevoke::No;
         let begin = || {
-            self.carried.revokes.fetch_add(1, Ordering::Relaxed);
+            if !self.is_anothers() {
+                self.carried.revokes.fetch_add(1, Ordering::Relaxed);
+                may = MayRevoke::Yes;
+            }
         };
         match self.leases.successor_or(self, begin) {
             Some(_) => MayRevoke::NotYet,
-            None => MayRevoke::Yes,
+            None => may,
         }
     }
 
@@ -179,3 +189,25 @@ impl Lease {
 
 /// Some twelve hours.
 const MOST_UNANSWERED: u32 = 480;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::testing::{adopt, leases};
+
+    /// A session was lost and dropped. It had found that its lease was not another's, when the client adopted the lease, proved
+    /// that, and gave the lease away. The lost one then found nothing in its way, and revoked the lease under the process that had
+    /// adopted it from there.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_adopted_and_given_away_between_two_looks_is_not_revoked() {
+        let leases = leases();
+        let lost = adopt(&leases);
+        lost.end(LostReason::Expired);
+        assert!(!lost.is_anothers(), "the first look");
+        let adopted = adopt(&leases);
+        adopted.proves();
+        adopted.give_away();
+        assert_eq!(lost.begin_revoke(), MayRevoke::No);
+        assert!(!lost.may_have_revoked(), "the lease may be adopted");
+    }
+}
