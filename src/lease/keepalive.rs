@@ -106,6 +106,12 @@ impl KeepAlive {
     /// Takes a lease in. No user's code runs before it is among those that the end of this task ends.
     fn keep(&mut self, lease: Arc<Lease>) {
         let id = lease.id();
+        // The thread that adopted the lease may have stood still before it told that, and another have adopted it anew since: that
+        // one is kept.
+        if self.kept.get(&id).is_some_and(|kept| kept.lease.number > lease.number) {
+            lease.lose(LostReason::Expired);
+            return;
+        }
         let timer = self.timers.insert(id, Duration::ZERO);
         let earlier = self.kept.insert(id, Kept { lease, timer });
         if let Some(earlier) = earlier {
@@ -357,3 +363,28 @@ const LONGEST_EARLY: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// tokio's wheel reaches two years.
 const FAR: Duration = Duration::from_secs(300 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::lease::testing::{PATIENCE, adopt, leases};
+
+    /// A thread adopted a lease, and stood still before it told the task. When the time for that had passed, another adopted the
+    /// lease anew. The first went on: the task kept its handle, which had no time left, and the other's session was lost.
+    #[tokio::test(start_paused = true)]
+    async fn a_handle_that_comes_late_to_the_task_ends_no_later_one() {
+        let leases = leases();
+        let late = adopt(&leases);
+        // As though it had not been told yet: the task ends with the handle.
+        sleep(PATIENCE * 2).await;
+        assert!(!late.is_believed(leases.time().now()));
+        let now = adopt(&leases);
+        sleep(PATIENCE / 10).await;
+        leases.tell(Command::Keep(late.clone()));
+        sleep(PATIENCE / 10).await;
+        assert_eq!(now.lost_reason(), None, "it has most of its time");
+        assert_eq!(late.lost_reason(), Some(LostReason::Expired));
+    }
+}

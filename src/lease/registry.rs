@@ -33,6 +33,9 @@ pub(super) struct Shared {
     time: Time,
     /// How to reach the task that keeps leases alive; it runs while there are any.
     task: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    /// Held while a lease is adopted again, and what users were given before gives way: a thread that stands still between the two
+    /// makes nothing give way that a later adopter's users were given.
+    adopting: Mutex<()>,
     /// All leases being kept alive, so that sessions of this client on one lease share its clock and its local turns.
     pub(super) by_id: Mutex<HashMap<i64, Known>>,
 }
@@ -91,8 +94,8 @@ pub(super) enum Command {
 
 impl Leases {
     pub(crate) fn new(transport: Transport, runtime: Handle, time: Time) -> Self {
-        let shared = Shared { transport, runtime, time, task: Mutex::default(), by_id: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+        let (task, adopting, by_id) = Default::default();
+        Self { shared: Arc::new(Shared { transport, runtime, time, task, adopting, by_id }) }
     }
 
     pub(crate) fn time(&self) -> &Time {
@@ -106,6 +109,7 @@ impl Leases {
     /// This client revokes it.
     pub(crate) fn keep(&self, id: i64, clock: LeaseClock) -> Result<Stay> {
         let now = self.time().now();
+        let adopting = lock(&self.shared.adopting);
         let mut by_id = lock(&self.shared.by_id);
         let known = by_id.get(&id);
         let before = known.and_then(|known| known.lease.upgrade());
@@ -129,8 +133,11 @@ impl Leases {
         // A handle may be the last one, and what it drops looks into the map: it must leave the lock first.
         drop(by_id);
         drop(before);
-        if let Some(carried) = carried {
+        if let Some(carried) = &carried {
             carried.locals.give_way();
+        }
+        drop(adopting);
+        if let Some(carried) = carried {
             carried.decided.notify_waiters();
         }
         self.tell(Command::Keep(lease.clone()));
