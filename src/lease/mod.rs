@@ -320,7 +320,7 @@ impl Lease {
         let changed = self.state.change(|state| {
             let suspended = matches!(state, SessionState::Suspended { .. });
             if suspended {
-                // Before it can be seen: what asks whether the lease was given away is not to find it so any more.
+                // Before it can be seen: what was known of the lease's end is of before.
                 self.proves();
                 *state = SessionState::Active;
             }

@@ -64,10 +64,10 @@ pub(super) struct Carried {
     pub(super) revoked: AtomicBool,
     /// What the answer to one of them tells of how long the lease lived.
     pub(super) end: Mutex<Option<End>>,
-    /// How many handles of the lease there have been, the newest of them that a keep-alive has proven, and the newest that
-    /// was given away; 0 for none.
+    /// How many handles of the lease there have been, the newest of them that a session came of by adoption, and the newest
+    /// that was given away; 0 for none.
     pub(super) handles: AtomicU64,
-    pub(super) proven: AtomicU64,
+    pub(super) adopted: AtomicU64,
     pub(super) given_away: AtomicU64,
     /// When the last of them was lost that was.
     pub(super) lost_at: Mutex<Option<Instant>>,
@@ -122,10 +122,7 @@ impl Leases {
         }
         if carried.as_ref().is_some_and(|carried| carried.revokes.load(Ordering::Relaxed) > 0) {
             drop(by_id);
-            let error = Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive");
-            return Err(
-                error.because("this client has sent a revoke of the lease, which ends it sooner or later")
-            );
+            return Err(is_being_revoked());
         }
         let lease = Arc::new(Lease::new(id, clock, carried.clone().unwrap_or_default(), self.clone()));
         let known = Known { lease: Arc::downgrade(&lease), carried: Arc::downgrade(&lease.carried) };
@@ -142,6 +139,23 @@ impl Leases {
         }
         self.tell(Command::Keep(lease.clone()));
         Ok(Stay(lease))
+    }
+
+    /// A session comes of this handle's adoption: from here on those that were on the lease before do not revoke it.
+    ///
+    /// # Errors
+    /// This client revokes it.
+    pub(super) fn adopted(&self, lease: &Lease) -> Result<()> {
+        let by_id = lock(&self.shared.by_id);
+        let is_revoked = lease.carried.revokes.load(Ordering::Relaxed) > 0;
+        if !is_revoked {
+            lease.carried.adopted.fetch_max(lease.number, Ordering::Relaxed);
+        }
+        drop(by_id);
+        match is_revoked {
+            true => Err(is_being_revoked()),
+            false => Ok(()),
+        }
     }
 
     /// Another than this one that keeps the lease alive or is about to; where there is none, this is done before there can be.
@@ -194,6 +208,11 @@ impl Leases {
         }
         idle
     }
+}
+
+fn is_being_revoked() -> Error {
+    let error = Error::new(ErrorKind::LeaseNotFound, Outcome::NotApplied).at("Lease/LeaseKeepAlive");
+    error.because("this client has sent a revoke of the lease, which ends it sooner or later")
 }
 
 /// Holds a lease for one who is about to open a session on it. Where no session comes of it, and nothing else is on the

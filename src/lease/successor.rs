@@ -12,15 +12,17 @@ use tokio::time::{Instant, timeout_at};
 
 use super::registry::Looks;
 use super::{Lease, SessionState, lock};
-use crate::error::{ErrorKind, LostReason};
+use crate::error::{ErrorKind, LostReason, Result};
 use crate::transport::retry::{MOST_REFUSED, second_look};
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MayRevoke {
     Yes,
-    /// An adoption is under way that no keep-alive has proven.
-    NotYet,
+    /// An adoption is under way, of which no session has come yet; whether a keep-alive has proven it.
+    NotYet {
+        proven: bool,
+    },
     /// It is another's.
     No,
 }
@@ -48,14 +50,22 @@ impl Lease {
 
     /// A later handle of this client had the lease, or has it, and may have given it away since.
     fn was_adopted(&self) -> bool {
-        self.carried.proven.load(Ordering::Relaxed) > self.number
+        self.carried.adopted.load(Ordering::Relaxed) > self.number
     }
 
-    /// A keep-alive was answered.
+    /// A keep-alive was answered. That makes no adopter yet: where the adoption is dropped before a session has come of it, the lease
+    /// is as it was.
     pub(super) fn proves(&self) {
         self.carried.revoked.store(false, Ordering::Relaxed);
         *lock(&self.carried.looks) = Looks::default();
-        self.carried.proven.fetch_max(self.number, Ordering::Relaxed);
+    }
+
+    /// A session comes of the adoption: the lease is no more for those to revoke that were on it before.
+    ///
+    /// # Errors
+    /// This client revokes it.
+    pub(crate) fn adopt(&self) -> Result<()> {
+        self.leases.adopted(self)
     }
 
     /// Asks whether a revoke may be sent. Once it may, this client adopts the lease no more: a server may apply the
@@ -78,7 +88,7 @@ impl Lease {
             }
         };
         match self.leases.successor_or(self, begin) {
-            Some(_) => MayRevoke::NotYet,
+            Some(adopter) => MayRevoke::NotYet { proven: adopter.is_proven() },
             None => may,
         }
     }
@@ -103,7 +113,7 @@ impl Lease {
     /// Another process may have the lease: it was given away, and this client has not adopted it since.
     pub(crate) fn is_away(&self) -> bool {
         let given_away = self.carried.given_away.load(Ordering::Relaxed);
-        given_away > 0 && given_away >= self.carried.proven.load(Ordering::Relaxed)
+        given_away > 0 && given_away >= self.carried.adopted.load(Ordering::Relaxed)
     }
 
     /// A session on this handle has an incarnation of a key. Where there were handles before, it may be a key of theirs, which
@@ -195,8 +205,8 @@ mod tests {
     use super::*;
     use crate::lease::testing::{adopt, leases};
 
-    /// A session was lost and dropped. It had found that its lease was not another's, when the client adopted the lease, proved
-    /// that, and gave the lease away. The lost one then found nothing in its way, and revoked the lease under the process that had
+    /// A session was lost and dropped. It had found that its lease was not another's, when the client adopted the lease, and gave
+    /// it away. The lost one then found nothing in its way, and revoked the lease under the process that had
     /// adopted it from there.
     #[tokio::test(start_paused = true)]
     async fn a_lease_that_was_adopted_and_given_away_between_two_looks_is_not_revoked() {
@@ -205,7 +215,7 @@ mod tests {
         lost.end(LostReason::Expired);
         assert!(!lost.is_anothers(), "the first look");
         let adopted = adopt(&leases);
-        adopted.proves();
+        adopted.adopt().expect("no revoke was sent");
         adopted.give_away();
         assert_eq!(lost.begin_revoke(), MayRevoke::No);
         assert!(!lost.may_have_revoked(), "the lease may be adopted");

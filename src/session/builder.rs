@@ -288,7 +288,10 @@ impl SessionBuilder {
                 None if silent => {
                     Err(Error::new(ErrorKind::Timeout, Outcome::NotApplied).at("Lease/LeaseKeepAlive"))
                 }
-                None => Ok(Session::new(self.client.clone(), lease.clone(), self.settings.clone())),
+                None => {
+                    lease.adopt()?;
+                    Ok(Session::new(self.client.clone(), lease.clone(), self.settings.clone()))
+                }
                 // Given up by another session or adoption of this client: it is there for others to adopt.
                 Some(LostReason::Orphaned) if !silent => continue,
                 Some(LostReason::LeaseGone | LostReason::Revoked) => {

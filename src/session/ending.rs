@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::cleanup::Cleanup;
 use crate::client::Client;
@@ -78,6 +78,7 @@ impl Ending {
 async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
     let GiveBack { client, lease, cleanup, patience } = give_back;
     let id = lease.id();
+    let request_timeout = client.transport().limits().request_timeout;
     if timeout(patience, cleanup.may_revoke()).await.is_err() {
         tracing::debug!(
             lease = format_args!("{id:x}"),
@@ -85,11 +86,18 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         );
     }
     let again = async {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut proven_at) = (Backoff::default(), None);
         loop {
             match lease.may_revoke() {
                 MayRevoke::Yes => {}
-                MayRevoke::NotYet => {
+                MayRevoke::NotYet { proven } => {
+                    let since = proven.then(|| proven_at.unwrap_or_else(Instant::now));
+                    // It is a session as soon as its future is polled. Where that is kept and not polled, the lease is the
+                    // adopter's all the same: it is kept alive for it.
+                    if since.is_some_and(|since| since.elapsed() >= request_timeout) {
+                        break;
+                    }
+                    proven_at = since;
                     sleep(PAUSE).await;
                     continue;
                 }
@@ -123,11 +131,11 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         tell.send_modify(|revoking| revoking.done = true);
     };
     // It is not renewed any more. What the server still has of it then, another has to do with: one that adopted it.
-    let longest = lease.ttl().saturating_add(client.transport().limits().request_timeout);
+    let longest = lease.ttl().saturating_add(request_timeout);
     if timeout(longest, again).await.is_err() {
         tracing::debug!(lease = format_args!("{id:x}"), "never revoked: the lease's TTL has passed");
     }
 }
 
-/// How often one looks whether an adoption that is under way has been proven.
+/// How often one looks what has become of an adoption that is under way.
 const PAUSE: Duration = Duration::from_millis(250);

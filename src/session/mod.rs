@@ -174,7 +174,8 @@ impl Session {
     /// Ends the session: it is lost here at once ([`LostReason::Closed`]), then the lease is revoked and work in the
     /// background (releases under way) waited for. What would be lost with the lease is settled before that: an item of a
     /// queue whose take was not answered goes back. Closing twice, or after a loss, is harmless: a lease that was orphaned, or
-    /// that this client has adopted again since, is left alone. Go's `Close`.
+    /// that this client has adopted again since, is left alone; an adoption under way is waited for, for as long as it may take.
+    /// Go's `Close`.
     ///
     /// All who close a session are told the same: that the lease is gone, or what kept it from being revoked. The revoke
     /// is repeated in the background then, until the lease's TTL has passed; another call waits for the next attempt.

@@ -1,9 +1,10 @@
 //! A lease that was lost here, and whose it is from then on: one's who adopts it again, or the revoke's.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, Fault, Hold, On, Rpc};
-use etcd_concurrency::{Client, Election, ErrorKind, LostReason, Mutex, Op, RwLock, Session};
+use etcd_concurrency::{Client, Election, ErrorKind, LostReason, Mutex, Op, Result, RwLock, Session};
 use tokio::time::{sleep, timeout};
 
 use crate::support::requests::{is_held, puts};
@@ -78,6 +79,54 @@ async fn an_adoption_that_fails_keeps_no_lease_from_being_revoked() {
     session.close().await.unwrap();
     assert_eq!(fake.leases(), 0, "it is gone when that is said");
     adopting.await.unwrap().unwrap_err();
+}
+
+/// A session whose close was refused, and an adoption of its lease that a keep-alive has proven, and that is no session yet: its
+/// future was not polled since.
+async fn proven(
+    fake: &FakeEtcd,
+    client: &Client,
+) -> (Session, Pin<Box<dyn Future<Output = Result<Session>>>>) {
+    let session = open(client, S(600)).await;
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+    session.close().await.unwrap_err();
+    refuses.remove();
+    sleep(S(60)).await;
+    let mut adopting = Box::pin(Session::builder(client).lease(session.lease()).open());
+    tokio::select! {
+        biased;
+        _ = &mut adopting => panic!("no keep-alive was answered yet"),
+        () = std::future::ready(()) => {}
+    }
+    fake.until(|fake| fake.snapshot().leases[0].remaining > S(590)).await;
+    sleep(S(1)).await;
+    (session, adopting)
+}
+
+/// An adoption was proven, and its future dropped before that was a session. It counted as one that has the lease: the session
+/// that had been on the lease was closed, which said Ok, and nothing revoked the lease.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_was_proven_and_dropped_keeps_no_lease_from_being_revoked() {
+    let fake = FakeEtcd::start();
+    let (session, adopting) = proven(&fake, &fake.client()).await;
+    drop(adopting);
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0, "it is gone when that is said");
+}
+
+/// Such an adoption whose future is kept, and not polled, keeps no `close` waiting for the lease's whole TTL: the lease is
+/// the adopter's.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_is_not_polled_keeps_the_lease() {
+    let fake = FakeEtcd::start();
+    let (session, adopting) = proven(&fake, &fake.client()).await;
+    timeout(S(25), session.close()).await.expect("in time").unwrap();
+    let adopted = adopting.await.unwrap();
+    drop(session);
+    sleep(S(60)).await;
+    assert!(adopted.is_valid() && fake.leases() == 1);
+    adopted.close().await.unwrap();
+    assert_eq!(fake.leases(), 0);
 }
 
 /// A guard was dropped while its key could not be deleted; then its session was lost, and dropped too. The client adopted the
