@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::cleanup::Cleanup;
 use crate::client::Client;
-use crate::error::{Error, LostReason, Outcome, Result};
+use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::{Lease, MayRevoke};
 use crate::transport::retry::Backoff;
 
@@ -85,6 +85,7 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
             "revoked before all that needs the lease was settled"
         );
     }
+    let mut under_way = false;
     let again = async {
         let (mut backoff, mut proven_at) = (Backoff::default(), None);
         loop {
@@ -105,7 +106,10 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
                 MayRevoke::No => break,
             }
             let sent_at = client.transport().revision();
-            let error = match client.transport().lease_revoke(id).await {
+            under_way = true;
+            let revoked = client.transport().lease_revoke(id).await;
+            under_way = false;
+            let error = match revoked {
                 Ok(revoked) => {
                     lease.revoke_told(revoked, sent_at);
                     lease.was_revoked();
@@ -119,6 +123,8 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
             }
             // A balancer's nonsense, or a full database, passes as an outage does.
             let is_final = client.transport().is_final(error.kind());
+            // An attempt before it may be applied yet.
+            let error = if lease.awaits_revoke() { error.with_outcome(Outcome::Unknown) } else { error };
             tell.send_modify(|revoking| {
                 revoking.failed += 1;
                 revoking.last = Some(Arc::new(error));
@@ -134,6 +140,15 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
     let longest = lease.ttl().saturating_add(request_timeout);
     if timeout(longest, again).await.is_err() {
         tracing::debug!(lease = format_args!("{id:x}"), "never revoked: the lease's TTL has passed");
+        // An attempt that is cut off may be applied yet; and where none was made, an adoption was under way all the time.
+        let outcome = if lease.awaits_revoke() { Outcome::Unknown } else { Outcome::NotApplied };
+        tell.send_modify(|revoking| {
+            if under_way || revoking.last.is_none() {
+                revoking.failed += 1;
+                let cut_off = Error::new(ErrorKind::Timeout, outcome).at("Lease/LeaseRevoke");
+                revoking.last = Some(Arc::new(cut_off));
+            }
+        });
     }
 }
 

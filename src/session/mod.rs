@@ -181,7 +181,8 @@ impl Session {
     /// is repeated in the background then, until the lease's TTL has passed; another call waits for the next attempt.
     ///
     /// # Errors
-    /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before.
+    /// The revoke failed until the client's request timeout. The lease then ends with its TTL, if not before: with
+    /// [`Outcome::Unknown`](crate::Outcome::Unknown) a revoke that was sent may be applied yet.
     ///
     /// The lease is gone, but an item of a [`Queue`](crate::Queue) is not back in it, which had been taken, through any session of
     /// this client on the lease, for a dequeue that was dropped or failed, or whose future is kept and not polled; or it is not
