@@ -104,6 +104,18 @@ impl Lease {
         self.carried.revokes.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Waits until no revoke may be applied yet that has not been answered.
+    pub(crate) async fn no_revoke_awaited(&self) {
+        loop {
+            // Made before the look: no change is missed.
+            let decided = self.carried.decided.notified();
+            if !self.awaits_revoke() {
+                return;
+            }
+            decided.await;
+        }
+    }
+
     /// Lost here for this reason, the server may have it yet, for this client to adopt it again.
     pub(crate) fn may_live(&self, lost: Option<LostReason>) -> bool {
         let may_be_adopted = matches!(lost, Some(LostReason::Expired | LostReason::Closed));

@@ -137,7 +137,7 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
         tell.send_modify(|revoking| revoking.done = true);
     };
     // It is not renewed any more. What the server still has of it then, another has to do with: one that adopted it.
-    let longest = lease.ttl().saturating_add(request_timeout);
+    let (longest, began) = (lease.ttl().saturating_add(request_timeout), Instant::now());
     if timeout(longest, again).await.is_err() {
         tracing::debug!(lease = format_args!("{id:x}"), "never revoked: the lease's TTL has passed");
         // An attempt that is cut off may be applied yet; and where none was made, an adoption was under way all the time.
@@ -149,6 +149,14 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
                 revoking.last = Some(Arc::new(cut_off));
             }
         });
+    }
+    // All that a caller waits for is told, and who closes again begins anew.
+    drop((tell, cleanup, client));
+    // Refused, with an attempt before it that may be applied yet: the handle is kept for as long as the lease may live, so that this
+    // client does not adopt the lease beside that one. Nothing is sent, and no task waits for it.
+    let left = longest.saturating_sub(began.elapsed());
+    if timeout(left, lease.no_revoke_awaited()).await.is_err() {
+        tracing::debug!(lease = format_args!("{id:x}"), "what became of a revoke was never told");
     }
 }
 

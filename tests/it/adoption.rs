@@ -129,6 +129,30 @@ async fn an_adoption_that_is_not_polled_keeps_the_lease() {
     assert_eq!(fake.leases(), 0);
 }
 
+/// A revoke lay in the socket of a member that stood still, and was sent again, which the server refused for good. That ended
+/// the revoking, and that one may be applied at any time was forgotten with the session: the client adopted the lease beside it.
+#[tokio::test(start_paused = true)]
+async fn a_revoke_of_unknown_fate_keeps_this_client_from_adopting_after_a_refusal() {
+    let (fake, late) = (FakeEtcd::start(), Hold::new());
+    let client = fake.client();
+    let (session, unheard) = lost(&fake, &client).await;
+    let lease = session.lease();
+    let held = fake.fault(On::rpc(Rpc::LeaseRevoke), Do::hold(&late));
+    drop(session);
+    sleep(S(5)).await;
+    held.remove();
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+    while refuses.hits() == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(S(1)).await;
+    unheard.remove();
+    let error = Session::builder(&client).lease(lease).open().await.unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::LeaseNotFound, "{error}");
+    late.release();
+    timeout(S(60), fake.until(|fake| fake.leases() == 0)).await.expect("it is revoked");
+}
+
 /// A guard was dropped while its key could not be deleted; then its session was lost, and dropped too. The client adopted the
 /// lease again, and the key stayed for as long as that lived, held by no guard.
 #[tokio::test(start_paused = true)]
