@@ -137,8 +137,15 @@ impl Locals {
 
     /// Another session has adopted the lease: what users were given before is its to take up.
     pub(super) fn give_way(&self) {
-        lock(&self.queues).retain(|_, queue| queue.held.is_none());
+        let mut queues = lock(&self.queues);
+        let (given, stay) = std::mem::take(&mut *queues)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, queue)| queue.held.is_some());
+        *queues = stay;
+        drop(queues);
         self.unwanted.notify_waiters();
+        // Each may be the last handle of something that looks in here.
+        drop(given);
     }
 
     /// Whether this is the turn of now.

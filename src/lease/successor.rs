@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::registry::Looks;
 use super::{Lease, SessionState, lock};
 use crate::error::{ErrorKind, LostReason, Result};
-use crate::transport::retry::{MOST_REFUSED, second_look};
+use crate::transport::retry::{MOST_REFUSED, MOST_UNANSWERED, second_look};
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,9 +208,6 @@ impl Lease {
         is_due
     }
 }
-
-/// Some twelve hours.
-const MOST_UNANSWERED: u32 = 480;
 
 #[cfg(test)]
 mod tests {

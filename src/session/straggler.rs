@@ -17,7 +17,9 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{Backoff, MOST_REFUSED, Repeat, Rounds, is_of_rights, second_look};
+use crate::transport::retry::{
+    Backoff, MOST_REFUSED, MOST_UNANSWERED, Repeat, Rounds, is_of_rights, second_look,
+};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch};
 
@@ -82,7 +84,7 @@ impl Settler {
 
     /// True once a session of this client keeps the lease alive, false once it is gone.
     pub(crate) async fn is_kept(&self) -> bool {
-        let (mut next_look, mut refused) = (Instant::now() + second_look(), 0);
+        let (mut next_look, mut refused, mut unanswered) = (Instant::now() + second_look(), 0, 0);
         loop {
             if self.has_holder() {
                 return true;
@@ -114,8 +116,16 @@ impl Settler {
                     }
                 }
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
-                _ => refused = 0,
+                Err(_) => {
+                    unanswered += 1;
+                    if unanswered >= MOST_UNANSWERED {
+                        return false;
+                    }
+                    continue;
+                }
+                Ok(false) => refused = 0,
             }
+            unanswered = 0;
         }
     }
 

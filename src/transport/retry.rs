@@ -157,6 +157,9 @@ pub(crate) const LONGEST_REFUSED: Duration = Duration::from_secs(600);
 /// The same for one who looks now and then (see [`second_look`]): so often.
 pub(crate) const MOST_REFUSED: u32 = 8;
 
+/// After how many looks in a row that got no answer the cluster counts as gone: some twelve hours.
+pub(crate) const MOST_UNANSWERED: u32 = 480;
+
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {

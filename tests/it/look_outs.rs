@@ -245,3 +245,21 @@ async fn a_put_that_is_taken_back_after_a_close_waits_for_an_adoption_without_as
     assert!(adopter.is_valid());
     [lost, refused, slow].iter().for_each(|fault| fault.remove());
 }
+
+/// What looked out for the late key of an orphaned lease asked a cluster that was gone for as long as the client lived.
+#[tokio::test(start_paused = true)]
+async fn a_look_out_ends_where_the_cluster_is_gone() {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client()).ttl(S(600)).open().await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).matching(puts).once(), Do::vanish());
+    Mutex::new(&session, "a").unwrap().lock().await.unwrap().unlock().await.unwrap();
+    session.orphan();
+    let gone = [Rpc::LeaseTimeToLive, Rpc::Txn, Rpc::Range].map(|rpc| fake.fault(On::rpc(rpc), Do::cut()));
+    let asked = || gone.iter().map(|gone| gone.hits()).sum::<u64>();
+    const DAY: u64 = 86_400;
+    sleep(S(DAY)).await;
+    let (begun, before) = (asked(), fake.watchers());
+    assert!(begun > 100 && before == 0, "{begun} {before}");
+    sleep(S(DAY)).await;
+    assert_eq!(asked(), begun);
+}

@@ -219,7 +219,7 @@ async fn a_conflict_whose_answer_would_be_too_large_is_a_conflict() {
                 txn.get(key).await?;
             }
             if attempts == 1 {
-                put(other, "b", "small").await;
+                put(other, "b", large).await;
             }
             txn.put(A, "1")
         }
