@@ -112,7 +112,7 @@ macro_rules! queue {
             }
 
             /// The value of the item that would be taken next, if there is one: two RPCs, and a third where the first
-            /// item is of another priority than the one before.
+            /// item is of another priority than the one before, and not the only one of it.
             ///
             /// # Errors
             /// Whatever keeps the server from answering until the client's request timeout.

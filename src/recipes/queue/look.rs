@@ -41,7 +41,9 @@ impl Looked {
 
 impl Look {
     pub(super) fn new(level: Option<Bytes>, claims: usize) -> Self {
-        Self { limit: limit(claims), level }
+        // The item behind the first free one shows whether that is the only one of its level.
+        let next = i64::from(level.is_some());
+        Self { limit: limit(claims) + next, level }
     }
 
     /// The same, over twice as many items.
@@ -75,9 +77,8 @@ impl Look {
     pub(super) fn read(&self, keys: &Keys, reply: &TxnReply, from: usize) -> Option<Looked> {
         let claimed: HashSet<&[u8]> =
             reply.kvs(from)?.iter().filter_map(|kv| kv.key.strip_prefix(&keys.claims[..])).collect();
-        let free = |kvs: &[KeyValue]| {
-            kvs.iter().filter_map(|kv| keys.head(kv)).find(|head| !claimed.contains(&head.place[..]))
-        };
+        let is_free = |head: &Head| !claimed.contains(&head.place[..]);
+        let free = |kvs: &[KeyValue]| kvs.iter().filter_map(|kv| keys.head(kv)).find(is_free);
         let claims = claimed.len();
         let further = |level| Some(Look { limit: limit(claims).max(self.limit), level });
         let first = reply.ranged(from + 2)?;
@@ -85,16 +86,18 @@ impl Look {
         match (&head, &self.level) {
             // All that were read are in hand, and there are others.
             (None, level) if first.more => more = further(level.clone()),
-            (Some(first), Some(level)) => {
-                let urgent = first.level();
-                if *level != urgent {
-                    (head, more) = (None, further(Some(urgent)));
-                } else {
-                    let oldest = reply.ranged(from + 3)?;
-                    head = free(&oldest.kvs);
-                    if head.is_none() {
-                        more = further(Some(urgent));
-                    }
+            (Some(urgent), Some(level)) => {
+                let urgent = urgent.level();
+                head = match *level == urgent && !urgent.is_empty() {
+                    true => free(&reply.ranged(from + 3)?.kvs),
+                    // Another level than the one that was read by age, as at each look beside a quicker consumer. Its oldest is
+                    // known all the same where the first items are all of it.
+                    false => whole(keys, first, &urgent).and_then(|heads| {
+                        heads.into_iter().filter(is_free).min_by_key(|head| head.create_revision)
+                    }),
+                };
+                if head.is_none() {
+                    more = further(Some(urgent));
                 }
             }
             _ => {}
@@ -102,6 +105,14 @@ impl Look {
         let waiting = reply.ranged(from + 1)?.count;
         Some(Looked { head, more, claims, waiting, revision: reply.header.revision })
     }
+}
+
+/// The items of a level, if all of them are among the first that were read: the last of those is of another, or there are no more.
+fn whole(keys: &Keys, first: &pb::RangeResponse, level: &Bytes) -> Option<Vec<Head>> {
+    let heads = Vec::from_iter(first.kvs.iter().filter_map(|kv| keys.head(kv)));
+    let is_of_it = |head: &Head| head.place.starts_with(level);
+    let ends = !first.more || heads.last().is_some_and(|last| !is_of_it(last));
+    ends.then(|| heads.into_iter().filter(is_of_it).collect())
 }
 
 fn limit(claims: usize) -> i64 {

@@ -18,8 +18,11 @@ use crate::session::Session;
 /// dead letter that is put again keeps its priority. The names of a `Queue` and a `PriorityQueue` must differ.
 ///
 /// # Cost
-/// As that of a [`Queue`], and one RPC more to find the first item when it is of another priority than the one before.
-/// The server walks over the items of that priority only.
+/// As that of a [`Queue`], and one RPC more to find the first item when it is of another priority than the one before, and
+/// not the only one of it. The server walks over the items of that priority only.
+///
+/// A consumer whose looks are each followed by others' takes goes on looking, over more items each time. It fails with
+/// [`ErrorKind::Protocol`] where the first priority is another one at each of sixteen looks, with thousands of items each time.
 ///
 /// ```
 /// # use etcd_concurrency::{PriorityQueue, Session, fake::FakeEtcd};

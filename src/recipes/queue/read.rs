@@ -45,7 +45,7 @@ impl Core {
         Err(endless())
     }
 
-    /// Looks for the first item that nobody has in hand: one RPC, and another where many are.
+    /// Looks for the first item that nobody has in hand: one RPC, and another where many are, or have another priority than the last.
     pub(super) async fn look(&self) -> Result<Looked> {
         let look = self.plan();
         self.look_by(look).await
@@ -114,5 +114,6 @@ fn endless() -> Error {
     Error::protocol("the queue is another one at each look", Outcome::NotApplied).at("KV/Txn")
 }
 
-/// With what is read doubling each time, no true server needs as many.
+/// With what is read doubling each time, no more are needed, unless at each of them the first item is of another priority, and more
+/// items have that than were read, or more items are in hand than at the one before. Sixteen thousand are read by then.
 const MOST_LOOKS: usize = 16;

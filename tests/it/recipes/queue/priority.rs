@@ -1,6 +1,10 @@
 //! Queues in which the urgent come first.
 
+use std::time::Duration;
+
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::{ErrorKind, PriorityQueue, Session};
+use tokio::time::sleep;
 
 use super::{session, text, until_empty};
 use crate::drops::{at_most, take_time};
@@ -8,6 +12,7 @@ use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
 use crate::support::queue::{LONG, quiet, until_queue};
+use crate::support::requests::{deletes, puts};
 
 fn queue(session: &Session, name: &str) -> PriorityQueue {
     PriorityQueue::new(session, name).expect("a good name")
@@ -56,14 +61,14 @@ on_every_backend! {
         until_empty(&client, &name).await;
     }
 
-    /// One RPC more for a change of priority, none while it stays.
+    /// One RPC more for a change of priority where many items have the new one, none where one alone has it, or while it stays.
     async fn what_it_costs(backend: Backend) {
         let counter = RpcCounter::new();
         let queue = queue(&session(&backend.client_with(counter.clone())).await, &backend.key("q"));
         for (value, priority) in [("a", 1), ("b", 1), ("c", 2)] {
             queue.enqueue(value, priority).await.unwrap();
         }
-        for (value, cost) in [("a", 3), ("b", 2), ("c", 3)] {
+        for (value, cost) in [("a", 3), ("b", 2), ("c", 2)] {
             counter.reset();
             let job = queue.take().await.unwrap();
             assert_eq!((text(job.value()), counter.unary_total()), (value.into(), cost), "{counter}");
@@ -144,4 +149,32 @@ on_every_backend! {
         assert_eq!((count, all.len()), (192, 192));
         until_empty(&client, &name).await;
     }
+}
+
+/// A consumer was slower than another one, on a queue where each item had a priority of its own: after each of its looks the other
+/// took the first item, so that each look met another first priority than the one that it read. It went on looking, and failed with
+/// an error of the server's protocol after sixteen looks.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_of_many_priorities_gets_its_turn_beside_a_quicker_one() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (slow, quick) = (queue(&a, "q"), queue(&b, "q"));
+    for priority in 0..40 {
+        quick.enqueue(priority.to_string(), priority).await.unwrap();
+    }
+    let looks = fake.fault(
+        On::rpc(Rpc::Txn).client("a").matching(|txn| !puts(txn) && !deletes(txn)),
+        Do::delay_reply(Duration::from_secs(1)),
+    );
+    let taking = tokio::spawn(async move { slow.try_dequeue().await });
+    let mut seen = 0;
+    while !taking.is_finished() {
+        if looks.hits() > seen {
+            seen = looks.hits();
+            quick.dequeue().await.unwrap();
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(taking.await.unwrap().unwrap().is_some(), "after {seen} looks");
+    assert!(seen <= 2, "{seen} looks");
 }
