@@ -217,8 +217,16 @@ impl CountDownLatch {
                     }
                     Some(before + 1)
                 }
-                // An attempt before this one put it.
-                false => reply.first(1).map(|_| self.counted(&reply, 0)).transpose()?,
+                false => match reply.first(1) {
+                    // An attempt before this one put it.
+                    Some(ours) => {
+                        if self.older(&reply, 0, ours)? >= i64::from(self.count) {
+                            self.take_away(own.clone());
+                        }
+                        Some(self.counted(&reply, 0)?)
+                    }
+                    None => None,
+                },
             };
             if let Some(counted) = counted {
                 let left = self.left(counted);
@@ -312,8 +320,17 @@ impl CountDownLatch {
     }
 
     fn counted(&self, reply: &TxnReply, index: usize) -> Result<i64> {
-        let downs = reply.found(index)?.iter().filter(|kv| is_down(&self.downs, &kv.key)).count();
-        Ok(i64::try_from(downs).unwrap_or(i64::MAX))
+        self.counted_if(reply, index, |_| true)
+    }
+
+    /// How many were counted before this one.
+    fn older(&self, reply: &TxnReply, index: usize, than: &KeyValue) -> Result<i64> {
+        self.counted_if(reply, index, |kv| kv.create_revision < than.create_revision)
+    }
+
+    fn counted_if(&self, reply: &TxnReply, index: usize, is: impl Fn(&KeyValue) -> bool) -> Result<i64> {
+        let downs = reply.found(index)?.iter().filter(|kv| is_down(&self.downs, &kv.key) && is(kv));
+        Ok(i64::try_from(downs.count()).unwrap_or(i64::MAX))
     }
 
     /// Of two rounds the later one is known.

@@ -390,3 +390,26 @@ async fn a_latch_that_is_shut_by_hand_is_counted_down_again() {
         assert_eq!(latch.count().await.unwrap(), 2);
     }
 }
+
+/// A handle that knew the latch shut counted down when it was open, and the reply was lost. The second attempt found the key of the
+/// first, and left it: an open latch gained a key with each.
+#[tokio::test(start_paused = true)]
+async fn a_count_down_of_an_open_latch_whose_reply_is_lost_leaves_no_key() {
+    for lost in [LoseReply::Error, LoseReply::Hang] {
+        let fake = FakeEtcd::start();
+        let session = open(&fake.client_for("a")).await;
+        let (old, other) = (latch(&session, "latch", 2), latch(&session, "latch", 2));
+        assert_eq!((old.count_down().await.unwrap(), other.count_down().await.unwrap()), (1, 0));
+        let fault = fake.fault(On::rpc(Rpc::Txn).matching(counts).once(), Do::lose_reply_by(lost.clone()));
+        assert_eq!((old.count_down().await.unwrap(), fault.hits()), (0, 1));
+        sleep(S(10)).await;
+        assert_eq!(fake.snapshot().keys.len(), 3, "{}", fake.snapshot());
+        // The one that opens it stays, also where its reply is lost.
+        old.reset().await.unwrap();
+        assert_eq!(other.count_down().await.unwrap(), 1);
+        fake.fault(On::rpc(Rpc::Txn).matching(counts).once(), Do::lose_reply_by(lost));
+        assert_eq!(other.count_down().await.unwrap(), 0);
+        sleep(S(10)).await;
+        assert_eq!((other.count().await.unwrap(), fake.snapshot().keys.len()), (0, 3));
+    }
+}
