@@ -14,7 +14,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::session::Session;
 use crate::session::cleanup::Debt;
 use crate::transport::retry::Repeat;
-use crate::txn::{Op, Txn};
+use crate::txn::{Compare, Op, Txn};
 
 /// An item that is claimed. Dropped before it was handed out, it goes back to its place in the background.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Held {
     pub(super) fn keep(self) -> Bytes {
         debug_assert!(self.debt.is_some(), "what is not bound to the session may be delivered again");
         self.settled.store(true, Ordering::Relaxed);
-        self.in_background(self.hand.delete());
+        self.in_background(self.hand.delete_kept());
         self.debt.iter().for_each(Debt::saved);
         self.hand.item.kv.value.clone()
     }
@@ -175,12 +175,23 @@ impl Hand {
 
     /// Deletes the item and the claim, if that still is ours.
     fn delete(&self) -> Txn {
+        self.deletes(Txn::new().compare(self.fence.is_owner()))
+    }
+
+    fn deletes(&self, txn: Txn) -> Txn {
         let (keys, place) = (&self.core.keys, &self.item.place);
-        Txn::new()
-            .compare(self.fence.is_owner())
-            .success(Op::delete(keys.item(place)))
+        txn.success(Op::delete(keys.item(place)))
             .success(Op::delete(keys.claim(place)))
             .success(Op::delete(keys.returns(place)))
+    }
+
+    /// Deletes the item that a caller was given for good, as long as it is as the take left it: a third party may have deleted the
+    /// claim, and the item would be free. Another consumer's take writes the item, and has it then. Where the item was written by
+    /// hand the claim decides.
+    fn delete_kept(&self) -> Txn {
+        let (keys, place) = (&self.core.keys, &self.item.place);
+        let unmoved = Compare::mod_revision(keys.item(place)).is(self.item.kv.mod_revision);
+        self.deletes(Txn::new().compare(unmoved)).failure(Op::txn(self.delete()))
     }
 
     /// Deletes the claim, if it still is ours; an item that was delivered often enough goes to the dead letters.

@@ -40,7 +40,8 @@ use crate::session::Session;
 ///   applied at all, the error says so ([`Outcome::Unknown`]).
 /// - **Once out:** [`dequeue`](Self::dequeue) gives each item to one caller, at most once. From the moment it is taken
 ///   the item belongs to the session: it is deleted in the background, and goes with the session if that ends
-///   before. A caller that crashes with an item takes it along.
+///   before. A caller that crashes with an item takes it along. In one case it is given to two: a third party deletes
+///   its claim, and another consumer takes it, or begins to, before the item's own deletion has arrived.
 /// - **Done once:** [`take`](Self::take) lends an item until it is acknowledged; whoever is lost, crashes or is cut off
 ///   leaves it to the next, in its old place. No item is lost, and none is acknowledged twice; it may be *delivered* more
 ///   than once, and whoever gets it is told how often it was.

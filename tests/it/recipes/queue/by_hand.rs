@@ -294,3 +294,53 @@ async fn an_item_of_an_unanswered_take_whose_claim_was_deleted_outlives_the_sess
         until_clean(&fake).await;
     }
 }
+
+/// A dequeue had given the item to its caller, and an operator deleted the claim before the delete of the item, in the background, had
+/// arrived. The delete was refused for the claim's sake, and that was taken for done: the item stood in the queue, free, and the next
+/// consumer was given it, too.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_was_dequeued_goes_although_its_claim_was_deleted_by_hand() {
+    for written in [false, true] {
+        let fake = FakeEtcd::start();
+        let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+        let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+        other.enqueue("item").await.unwrap();
+        fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
+        assert_eq!(text(taker.dequeue().await.unwrap()), "item");
+        match written {
+            // The claim stands: it is the taker's to delete all the same.
+            true => {
+                let key = fake
+                    .snapshot()
+                    .keys
+                    .iter()
+                    .find(|kv| kv.key.starts_with(b"q/items/"))
+                    .unwrap()
+                    .key
+                    .clone();
+                fake.client().txn(Txn::new().success(Op::put(key, "by hand"))).await.unwrap();
+            }
+            false => delete(&fake, &["q/claims/"]).await,
+        }
+        until_clean(&fake).await;
+        assert_eq!(other.try_dequeue().await.unwrap(), None);
+        assert!(a.is_valid());
+    }
+}
+
+/// Where another consumer has taken the item in between, the late delete takes nothing away from that one.
+#[tokio::test(start_paused = true)]
+async fn the_delete_of_an_item_that_was_dequeued_takes_none_from_the_next() {
+    let fake = FakeEtcd::start();
+    let (a, b) = (session(&fake.client_for("a")).await, session(&fake.client_for("b")).await);
+    let (taker, other) = (queue(&a, "q"), queue(&b, "q"));
+    other.enqueue("item").await.unwrap();
+    fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::delay(S(3)));
+    taker.dequeue().await.unwrap();
+    delete(&fake, &["q/claims/"]).await;
+    let job = other.take().await.unwrap();
+    sleep(S(10)).await;
+    assert_eq!((count(&fake, "items"), count(&fake, "claims")), (1, 1), "{}", fake.snapshot());
+    job.ack().await.expect("it is in hand");
+    until_clean(&fake).await;
+}
