@@ -15,7 +15,7 @@ use super::settle::{Settler, take_back, write_again};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::lease::End;
 use crate::session::cleanup::Debt;
-use crate::transport::retry::{Backoff, Repeat, is_of_rights, second_look};
+use crate::transport::retry::{Backoff, LONGEST_REFUSED, Repeat, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 
 impl Settler {
@@ -190,6 +190,11 @@ impl Settler {
         }
     }
 
+    /// True for what the server will refuse again: also an end of an item that reads, along with that, what is compacted.
+    pub(super) fn is_refused(&self, kind: &ErrorKind) -> bool {
+        self.client().transport().is_final(kind) || matches!(kind, ErrorKind::Compacted { .. })
+    }
+
     /// Waits for the next attempt; gives the error back where there is to be none.
     pub(super) async fn again(&self, tries: &mut Tries, error: Error) -> Result<()> {
         tries.in_doubt |= error.outcome() == Outcome::Unknown;
@@ -199,9 +204,13 @@ impl Settler {
         let precious = tries.is_precious();
         // Space is made by an operator, whenever that is. Only what would be lost is worth waiting for that.
         let full = precious && *error.kind() == ErrorKind::NoSpace;
-        // An operator edits users and roles, and what is refused meanwhile is not for ever.
-        let rights = precious && is_of_rights(error.kind());
-        let is_lost = self.lease().lost_reason().is_some();
+        let lost = self.lease().lost_reason();
+        let is_lost = lost.is_some();
+        // An operator edits users and roles, and what is refused meanwhile is not for ever. Of what the end of the lease settles, too,
+        // that is waited for as long as it may take, and the lease may stand.
+        let stands = matches!(lost, None | Some(LostReason::Orphaned)) || self.lease().may_live(lost);
+        let patient = stands && tries.patience > Duration::ZERO;
+        let rights = is_of_rights(error.kind()) && (precious || patient);
         // A process that stood still has asked no server meanwhile.
         let took = tries.since.elapsed().min(LONGEST_ROUND);
         tries.in_vain = match full {
@@ -210,17 +219,22 @@ impl Settler {
             false if is_lost => tries.in_vain + took,
             false => tries.in_vain,
         };
-        if self.client().transport().is_final(error.kind()) && !rights || tries.in_vain > LONGEST {
+        if self.is_refused(error.kind()) && !rights || tries.in_vain > LONGEST {
             return Err(if tries.in_doubt { error.with_outcome(Outcome::Unknown) } else { error });
         }
         tracing::debug!(%error, "an item is not settled yet; trying again");
         tries.lasted += took;
+        // Many may wait for the same: the longer, the rarer.
+        let rarer = rights || !precious && *error.kind() == ErrorKind::NoSpace;
         let pause = match full && is_lost && tries.lasted > LONGEST {
             true => second_look(),
-            false if rights => tries.backoff.next().max(tries.lasted / 8).min(second_look()),
+            false if rarer => tries.backoff.next().max(tries.lasted / 8).min(second_look()),
             false => tries.backoff.next(),
         };
         tries.lasted += pause;
+        if rights {
+            tries.patience = tries.patience.saturating_sub(pause);
+        }
         if is_lost && !full {
             tries.in_vain += pause;
         }
@@ -257,6 +271,8 @@ pub(super) struct Tries {
     lasted: Duration,
     /// How long of that the session was lost, and no server answered, or it refused.
     in_vain: Duration,
+    /// For how long yet rights that are refused are waited for, where nothing is lost.
+    patience: Duration,
     /// What is lost where it does not succeed.
     debt: Option<Debt>,
 }
@@ -265,7 +281,13 @@ impl Tries {
     pub(super) fn of(debt: Option<Debt>) -> Self {
         let (backoff, since) = (Backoff::default(), Instant::now());
         let (in_doubt, lived) = (false, false);
-        Self { backoff, in_doubt, lived, since, lasted: Duration::ZERO, in_vain: Duration::ZERO, debt }
+        let (lasted, in_vain, patience) = (Duration::ZERO, Duration::ZERO, LONGEST_REFUSED);
+        Self { backoff, in_doubt, lived, since, lasted, in_vain, patience, debt }
+    }
+
+    /// Of what something else takes the place of, once it is refused.
+    pub(super) fn until_refused() -> Self {
+        Self { patience: Duration::ZERO, ..Self::of(None) }
     }
 
     /// Something is lost where it does not succeed.

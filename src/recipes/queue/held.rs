@@ -146,13 +146,13 @@ impl Hand {
             Ok(answer) => answer,
             Err(error) => {
                 // What the server refuses it will refuse again: others may have the item.
-                let refused =
-                    error.outcome() == Outcome::NotApplied && client.transport().is_final(error.kind());
+                let settler = Settler::new(core);
+                let refused = error.outcome() == Outcome::NotApplied && settler.is_refused(error.kind());
                 let unclaim = self.unclaim();
                 // To leave the item to others is tried again all the same.
                 let goes_on = !refused || !matches!(ends, Ends::With(_));
                 let (first, otherwise) = if refused { (unclaim, None) } else { (txn, Some(unclaim)) };
-                let settling = Settler::new(core).one_of(first, otherwise);
+                let settling = settler.one_of(first, otherwise);
                 core.session.cleanup().before_revoke().spawn(settling);
                 return Err(if goes_on { error.with_outcome(Outcome::Unknown) } else { error });
             }

@@ -69,7 +69,8 @@ impl Job {
     /// for: where the second attempt finds the claim gone, the item's events tell whose doing that was. Any other error with
     /// [`Outcome::Unknown`] means that the acknowledgement goes on in the background until it is settled; closing the session
     /// waits for that, as long as the client's request timeout, and after that the item is delivered again. With
-    /// [`Outcome::NotApplied`] the server refused it for good, and the item is given back.
+    /// [`Outcome::NotApplied`] the server refused it for good, and the item is given back in the background; where the client has
+    /// no right to that either, that is tried for ten minutes, and after that the item stays in hand until the session ends.
     ///
     /// # Cancel safety
     /// Dropping the future lets the acknowledgement go on in the background.

@@ -196,10 +196,14 @@ impl Settler {
 
     /// Sends a transaction until it is answered; where what is refused is refused for good, another instead.
     pub(super) async fn one_of(self, txn: Txn, otherwise: Option<Txn>) {
-        let mut sent = self.until_answered(&txn, Repeat::Harmless).await.map(drop);
+        let mut tries = match otherwise {
+            Some(_) => Tries::until_refused(),
+            None => Tries::of(None),
+        };
+        let mut sent = self.until(&txn, Repeat::Harmless, &mut tries).await.map(drop);
         if let (Err(error), Some(otherwise)) = (&sent, otherwise) {
             tracing::debug!(%error, "an item's end was refused");
-            sent = self.until_answered(&otherwise, Repeat::Harmless).await.map(drop);
+            sent = self.until(&otherwise, Repeat::Harmless, &mut Tries::of(None)).await.map(drop);
         }
         if let Err(error) = sent {
             tracing::warn!(%error, "an item may be in hand until the session's end");
@@ -228,10 +232,6 @@ impl Settler {
     }
 
     /// Sends a transaction until it is answered, whatever becomes of the session; for some minutes where that is lost.
-    pub(super) async fn until_answered(&self, txn: &Txn, repeat: Repeat) -> Result<Answer<TxnReply>> {
-        self.until(txn, repeat, &mut Tries::of(None)).await
-    }
-
     pub(super) async fn until(
         &self,
         txn: &Txn,

@@ -153,3 +153,28 @@ async fn an_item_of_an_unanswered_take_comes_back_after_the_lease_has_ended() {
     fake.heal("a");
     holds(&fake, &other, "item").await;
 }
+
+/// Jobs whose last delivery this was were dropped while the database was full: a letter of each is to be put, and each was sent again
+/// about every second, for as long as it was full.
+#[tokio::test(start_paused = true)]
+async fn dropped_jobs_do_not_flood_a_server_without_space() {
+    const JOBS: usize = 20;
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let queue = queue(&session, "q").max_deliveries(1).unwrap();
+    let mut jobs = Vec::new();
+    for _ in 0..JOBS {
+        queue.enqueue("item").await.unwrap();
+        jobs.push(queue.take().await.unwrap());
+    }
+    let full = tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
+    let refused = fake.fault(On::rpc(Rpc::Txn).matching(puts("undelivered")), Do::fail(full));
+    drop(jobs);
+    sleep(S(3600)).await;
+    let each = refused.hits() / JOBS as u64;
+    assert!((10..120).contains(&each), "{each} in an hour");
+    refused.remove();
+    // By then each is tried once in a minute or two.
+    sleep(S(150)).await;
+    assert_eq!((count(&fake, "claims"), queue.dead_letters().await.unwrap().len()), (0, JOBS));
+}

@@ -14,6 +14,7 @@ mod herd;
 mod jobs;
 mod model;
 mod priority;
+mod rights;
 mod saved;
 mod settled;
 
