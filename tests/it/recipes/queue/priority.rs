@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{ErrorKind, PriorityQueue, Session};
+use etcd_concurrency::{ErrorKind, Op, PriorityQueue, Session, Txn};
 use tokio::time::sleep;
 
 use super::{session, text, until_empty};
@@ -177,4 +177,21 @@ async fn a_consumer_of_many_priorities_gets_its_turn_beside_a_quicker_one() {
     }
     assert!(taking.await.unwrap().unwrap().is_some(), "after {seen} looks");
     assert!(seen <= 2, "{seen} looks");
+}
+
+/// Another client had put an item below the queue's name that has no priority: each look failed with an error of the server's protocol.
+#[tokio::test(start_paused = true)]
+async fn an_item_without_a_priority_stops_no_consumer() {
+    let fake = FakeEtcd::start();
+    let session = session(&fake.client()).await;
+    let queue = queue(&session, "q");
+    for place in ["odd", "odder"] {
+        fake.client().txn(Txn::new().success(Op::put(format!("q/items/{place}"), place))).await.unwrap();
+    }
+    queue.enqueue("item", 7).await.unwrap();
+    assert_eq!(queue.peek().await.unwrap().map(text).as_deref(), Some("item"));
+    for expected in ["item", "odd", "odder"] {
+        assert_eq!(queue.try_dequeue().await.unwrap().map(text).as_deref(), Some(expected));
+    }
+    assert_eq!(queue.try_dequeue().await.unwrap(), None);
 }
