@@ -111,7 +111,10 @@ impl Stm {
                 stands(fence, &reply, again.len())?;
             }
             let mut seen = Sets::new(self.isolation);
-            seen.learn(answered(again, &reply)?, reply.header.revision);
+            // Where nothing was read again, the next attempt is to begin at its own first read, and not here.
+            if !again.is_empty() {
+                seen.learn(answered(again, &reply)?, reply.header.revision);
+            }
             return Ok(Commit::Conflict(seen));
         }
     }
@@ -140,18 +143,21 @@ impl Stm {
         if let Some(mark) = mark {
             txn = txn.compare(mark.unchanged()).success(mark.put(attempt)).failure(mark.get());
         }
+        // Where nothing is read again, and nothing is written, no read is in it yet.
+        let (txn, _) = txn.vouched();
         (txn, again)
     }
 
-    /// The fence and the session end with a cluster that has lost revisions.
+    /// The sessions of the fence and of the markers end with a cluster that has lost revisions.
     fn learn_of_past<T>(&self, answer: Result<T>) -> Result<T> {
-        let markers = |answer| match &self.markers {
-            Some(markers) => markers.session().lease_handle().learn_of_past(answer),
-            None => answer,
-        };
+        let is_lost =
+            answer.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::RevisionsLost { .. }));
+        if let (true, Some(markers)) = (is_lost, &self.markers) {
+            markers.session().lease_handle().lose(LostReason::RevisionsLost);
+        }
         match &self.fence {
-            Some(fence) => markers(fence.learn_of_past(answer)),
-            None => markers(answer),
+            Some(fence) => fence.learn_of_past(answer),
+            None => answer,
         }
     }
 

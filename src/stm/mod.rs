@@ -314,8 +314,9 @@ impl Stm {
                     tokio::time::sleep(pause).await;
                     // What the commit brought back is old by now, and would only meet the next conflict.
                     let again = known.spans();
+                    known = Sets::new(self.isolation);
                     if !again.is_empty() {
-                        (known, ahead) = (Sets::new(self.isolation), again);
+                        ahead = again;
                     }
                 }
                 None => return run.end(Err(why.into())).await,

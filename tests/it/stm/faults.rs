@@ -228,6 +228,32 @@ async fn a_conflict_whose_answer_would_be_too_large_is_a_conflict() {
     assert_eq!(done.attempts, 2);
 }
 
+/// A run had read much and written nothing, so its commit read nothing again, and was of compares alone: the member that had served
+/// the reads from the past decided that nothing had changed.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_only_read_much_is_decided_by_the_cluster() {
+    let s = stage().await;
+    let large: &str = "x".repeat(500 << 10).leak();
+    for key in ["b", "c", "d"] {
+        put(&s.other, key, large).await;
+    }
+    s.fake.lag("default");
+    put(&s.other, "d", "new").await;
+    let (fake, mut attempts) = (&s.fake, 0);
+    let body = |txn: StmTxn| {
+        attempts += 1;
+        if attempts == 2 {
+            fake.catch_up("default");
+        }
+        async move {
+            txn.get_many(["b", "c"]).await?;
+            txn.get("d").await
+        }
+    };
+    let done = s.plain.clone().isolation(Isolation::RepeatableReads).run(body).await.unwrap();
+    assert_eq!((done.value.as_deref(), done.attempts), (Some(&b"new"[..]), 2));
+}
+
 /// A conflict behind a fence that stands is a conflict.
 #[tokio::test(start_paused = true)]
 async fn a_conflict_is_told_from_a_fallen_fence() {
