@@ -129,8 +129,8 @@ impl Barrier {
         let cleanup = self.session.cleanup();
         // Before it is sent: the answer may never be looked at. And only what ended before is settled by this one.
         let (owed, before) = (cleanup.release(), cleanup.releases().before_holds_of(&self.key));
-        let mut hold = 0;
-        let released = self.clone().delete(&mut hold).await;
+        let mut sent = Sent { hold: 0, was_found: false };
+        let released = self.clone().delete(&mut sent).await;
         let is_told = !caller.is_closed();
         match &released {
             Ok(()) => {
@@ -143,16 +143,18 @@ impl Barrier {
             }
             // Whether another hold came before or after the release is not known, and the caller was not told so.
             Err(error) if *error.kind() == ErrorKind::Locked => owed.is_held(&self.key),
-            Err(error) if !is_told && hold != 0 => {
+            Err(error) if !is_told && sent.hold != 0 => {
                 owed.failed(error.kind());
-                let key = self.key.clone();
+                let (key, cleanup) = (self.key.clone(), cleanup.clone());
                 let answered = move |reply: TxnReply, owed: Option<Debt>| {
-                    owed.iter().for_each(|owed| match other_hold(&reply) {
-                        Some(_) => owed.is_held(&key),
-                        None => owed.saved(),
-                    });
+                    // One that was found stood meanwhile, and is gone: whatever is there is later.
+                    let is_held = other_hold(&reply).is_some() && !sent.was_found;
+                    if !is_held {
+                        cleanup.releases().are_settled(&before);
+                    }
+                    owed.iter().for_each(|owed| if is_held { owed.is_held(&key) } else { owed.saved() });
                 };
-                self.delete_for_good(hold, Some(owed), answered);
+                self.delete_for_good(sent.hold, Some(owed), answered);
             }
             // Known to its caller; or of none that was there is anything known that would tell it from a later one.
             Err(_) => owed.saved(),
@@ -225,9 +227,9 @@ impl Barrier {
     }
 
     /// Releases what is known of, or what is found instead. Tells which hold the last request was for.
-    async fn delete(self, hold: &mut i64) -> Result<()> {
+    async fn delete(self, sent: &mut Sent) -> Result<()> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *hold = seen;
+        sent.hold = seen;
         // Of a hold that is not known of, 0 asks whether there is one.
         let found = match self.delete_hold(seen).await? {
             (None, _) => return Ok(()),
@@ -241,7 +243,7 @@ impl Barrier {
             }
             (Some(found), _) => found,
         };
-        *hold = found;
+        *sent = Sent { hold: found, was_found: true };
         // If it is gone by then, it was released in the meantime, and what is there is a later hold again.
         self.delete_hold(found).await.map(drop)
     }
@@ -272,6 +274,15 @@ impl Barrier {
     fn saw(&self, hold: i64) {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = hold;
     }
+}
+
+/// Which hold a release was sent for.
+#[derive(Clone, Copy)]
+struct Sent {
+    /// Its create_revision; 0 asks whether there is one.
+    hold: i64,
+    /// It was seen to stand by this release.
+    was_found: bool,
 }
 
 /// A hold on its way to the caller: dropped before it is there, it is taken back.
