@@ -88,7 +88,9 @@ impl Look {
             (None, level) if first.more => more = further(level.clone()),
             (Some(urgent), Some(level)) => {
                 let urgent = urgent.level();
-                head = match *level == urgent && !urgent.is_empty() {
+                head = match *level == urgent {
+                    // An item without a priority, which a third party has put, has no level that it could be the oldest of.
+                    _ if urgent.is_empty() => head,
                     true => free(&reply.ranged(from + 3)?.kvs),
                     // Another level than the one that was read by age, as at each look beside a quicker consumer. Its oldest is
                     // known all the same where the first items are all of it.

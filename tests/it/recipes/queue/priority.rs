@@ -194,4 +194,12 @@ async fn an_item_without_a_priority_stops_no_consumer() {
         assert_eq!(queue.try_dequeue().await.unwrap().map(text).as_deref(), Some(expected));
     }
     assert_eq!(queue.try_dequeue().await.unwrap(), None);
+    // One that stands before all others does not make the oldest of them the next.
+    for (item, priority) in [("later", 7), ("sooner", 1)] {
+        queue.enqueue(item, priority).await.unwrap();
+    }
+    fake.client().txn(Txn::new().success(Op::put("q/items/!odd", "odd"))).await.unwrap();
+    for expected in ["odd", "sooner", "later"] {
+        assert_eq!(queue.try_dequeue().await.unwrap().map(text).as_deref(), Some(expected));
+    }
 }
