@@ -108,6 +108,8 @@ impl Locals {
     /// One's turn once nobody has it or waits for it: who takes it keeps no task waiting, but those that come after. A guard
     /// whose key is lost, and that the user keeps, is not waited for.
     pub(crate) async fn unwanted_turn(&self, name: &Bytes) -> Turn {
+        // Kept over what wakes this up: other names' turns may end more often than a guard is found to be lost.
+        let mut watched = None;
         loop {
             // Made before the queue is looked at: no change is missed.
             let unwanted = self.unwanted.notified();
@@ -125,12 +127,23 @@ impl Locals {
                 }
                 (told, queue.held.clone())
             };
+            let is_watched =
+                |watched: &Watched| held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &watched.held));
+            if !watched.as_ref().is_some_and(is_watched) {
+                watched = held.map(Watched::new);
+            }
+            let lost = async {
+                match &mut watched {
+                    Some(watched) => watched.lost.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = unwanted => {}
                 // A guard was handed out, or given up.
                 () = told => {}
-                () = lost(held.as_ref()) => {}
+                () = lost => watched = None,
             }
         }
     }
@@ -222,6 +235,22 @@ impl Drop for Turn {
             drop(queues);
             self.locals.unwanted.notify_waiters();
         }
+    }
+}
+
+/// A guard that is watched for its loss.
+struct Watched {
+    held: Arc<dyn Held>,
+    lost: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Watched {
+    fn new(held: Arc<dyn Held>) -> Self {
+        let lost = Box::pin({
+            let held = held.clone();
+            async move { lost(Some(&held)).await }
+        });
+        Self { held, lost }
     }
 }
 

@@ -19,9 +19,9 @@ use crate::transport::retry::{MOST_REFUSED, MOST_UNANSWERED, second_look};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MayRevoke {
     Yes,
-    /// An adoption is under way, of which no session has come yet; whether a keep-alive has proven it.
+    /// An adoption is under way, of which no session has come yet; and which one, where a keep-alive has proven it.
     NotYet {
-        proven: bool,
+        proven: Option<u64>,
     },
     /// It is another's.
     No,
@@ -88,7 +88,7 @@ impl Lease {
             }
         };
         match self.leases.successor_or(self, begin) {
-            Some(adopter) => MayRevoke::NotYet { proven: adopter.is_proven() },
+            Some(adopter) => MayRevoke::NotYet { proven: adopter.is_proven().then_some(adopter.number) },
             None => may,
         }
     }

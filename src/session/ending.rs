@@ -33,6 +33,9 @@ struct Revoking {
     /// How many attempts have failed.
     failed: u64,
     last: Option<Arc<Error>>,
+    /// The lease is kept alive for an adoption whose future is not polled: callers wait no longer, but for as long as no session
+    /// has come of it the lease may be left to be revoked.
+    let_go: bool,
     done: bool,
 }
 
@@ -59,13 +62,14 @@ impl Ending {
         let revoking = self.revoking.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(mut revoking) = revoking else { return Ok(()) };
         let failed = revoking.borrow().failed;
-        let told = revoking.wait_for(|revoking| revoking.done || revoking.failed > failed).await;
+        let told =
+            revoking.wait_for(|revoking| revoking.done || revoking.let_go || revoking.failed > failed).await;
         let told = told.map(|told| told.clone()).unwrap_or_else(|_| {
             // It was the last attempt, and had failed already; or the task went with its runtime.
             revoking.borrow().clone()
         });
         match told {
-            Revoking { done: true, .. } => Ok(()),
+            Revoking { done: true, .. } | Revoking { let_go: true, .. } => Ok(()),
             Revoking { last: Some(error), .. } => {
                 let copy = Error::new(error.kind().clone(), error.outcome()).at("Lease/LeaseRevoke");
                 Err(copy.because(error))
@@ -87,18 +91,21 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
     }
     let mut under_way = false;
     let again = async {
-        let (mut backoff, mut proven_at) = (Backoff::default(), None);
+        let (mut backoff, mut waits_for) = (Backoff::default(), None::<(u64, Instant)>);
         loop {
             match lease.may_revoke() {
-                MayRevoke::Yes => {}
+                MayRevoke::Yes => {
+                    tell.send_if_modified(|revoking| std::mem::take(&mut revoking.let_go));
+                }
                 MayRevoke::NotYet { proven } => {
-                    let since = proven.then(|| proven_at.unwrap_or_else(Instant::now));
                     // It is a session as soon as its future is polled. Where that is kept and not polled, the lease is the
-                    // adopter's all the same: it is kept alive for it.
-                    if since.is_some_and(|since| since.elapsed() >= request_timeout) {
-                        break;
+                    // adopter's all the same: it is kept alive for it. Where it is dropped, the lease is as it was.
+                    let same = |(adopter, _): &(u64, Instant)| proven == Some(*adopter);
+                    waits_for =
+                        waits_for.filter(same).or_else(|| proven.map(|adopter| (adopter, Instant::now())));
+                    if waits_for.is_some_and(|(_, since)| since.elapsed() >= request_timeout) {
+                        tell.send_if_modified(|revoking| !std::mem::replace(&mut revoking.let_go, true));
                     }
-                    proven_at = since;
                     sleep(PAUSE).await;
                     continue;
                 }

@@ -117,7 +117,7 @@ impl Settler {
                 }
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
                 Err(_) => {
-                    unanswered += 1;
+                    (refused, unanswered) = (0, unanswered + 1);
                     if unanswered >= MOST_UNANSWERED {
                         return false;
                     }

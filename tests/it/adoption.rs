@@ -129,6 +129,19 @@ async fn an_adoption_that_is_not_polled_keeps_the_lease() {
     assert_eq!(fake.leases(), 0);
 }
 
+/// Where such a future is dropped after that, no session came of it: `close` had told that all was well, and for as long as the TTL
+/// lasted the lease stood, whoever closed the session again.
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_is_dropped_unpolled_after_a_close_leaves_the_lease_to_be_revoked() {
+    let fake = FakeEtcd::start();
+    let (session, adopting) = proven(&fake, &fake.client()).await;
+    timeout(S(25), session.close()).await.expect("in time").unwrap();
+    assert_eq!(fake.leases(), 1, "it is kept alive for the adopter");
+    drop(adopting);
+    timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked");
+    session.close().await.unwrap();
+}
+
 /// A revoke lay in the socket of a member that stood still, and was sent again, which the server refused for good. That ended
 /// the revoking, and that one may be applied at any time was forgotten with the session: the client adopted the lease beside it.
 #[tokio::test(start_paused = true)]
