@@ -37,6 +37,7 @@ mod pauses;
 mod recipes;
 mod rivals;
 mod runtimes;
+mod schedule;
 mod sessions;
 mod stm;
 mod stragglers;
