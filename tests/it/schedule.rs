@@ -24,5 +24,5 @@ async fn a_request_that_arrives_an_hour_late_keeps_no_lock() {
     let before = fake.revision();
     member.release();
     fake.until(|fake| fake.revision() > before && fake.snapshot().keys.is_empty()).await;
-    Mutex::new(&b, "m").unwrap().try_lock().await.expect("it is free");
+    Mutex::new(&b, "m").unwrap().try_lock().await.expect("it is free").unlock().await.unwrap();
 }
