@@ -1,6 +1,7 @@
 //! Software transactional memory.
 
 mod api;
+mod append;
 mod bank;
 mod budgets;
 mod exactly_once;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "a kit: not every tool is in use at every time")]
 
 pub(crate) mod answers;
+pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod count;
 pub(crate) mod etcd;
