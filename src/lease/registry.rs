@@ -20,6 +20,7 @@ use super::unsaved::Unsaved;
 use super::{Lease, lock};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::transport::Transport;
+use crate::transport::retry::Failures;
 
 /// The leases of one client.
 #[derive(Clone)]
@@ -81,9 +82,7 @@ pub(super) struct Carried {
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     pub(super) next: Option<Instant>,
-    /// How many of the last looks it has refused to answer, and how many were not answered at all.
-    pub(super) refused: u32,
-    pub(super) unanswered: u32,
+    pub(super) failures: Failures,
 }
 
 /// What the task is told.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::registry::Looks;
 use super::{Lease, SessionState, lock};
 use crate::error::{ErrorKind, LostReason, Result};
-use crate::transport::retry::{MOST_REFUSED, MOST_UNANSWERED, second_look};
+use crate::transport::retry::second_look;
 
 /// Whether a lease may be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,23 +173,21 @@ impl Lease {
         }
     }
 
-    /// Counted, not timed: a process that stands still between two looks has asked no server meanwhile.
     fn looked(&self, failed: Option<&ErrorKind>) {
         // Another cluster answers for the one that had the lease.
         let refuses = |kind: &ErrorKind| {
             self.leases.shared.transport.is_final(kind) || matches!(kind, ErrorKind::ClusterMismatch { .. })
         };
-        let looks = &mut *lock(&self.carried.looks);
-        (looks.refused, looks.unanswered) = match failed {
-            None => (0, 0),
-            Some(kind) if refuses(kind) => (looks.refused + 1, 0),
-            Some(_) => (looks.refused, looks.unanswered.saturating_add(1)),
-        };
+        let failures = &mut lock(&self.carried.looks).failures;
+        match failed {
+            None => failures.answered(),
+            Some(kind) if refuses(kind) => failures.refused(),
+            Some(_) => failures.unanswered(),
+        }
     }
 
     fn is_not_told(&self) -> bool {
-        let looks = lock(&self.carried.looks);
-        looks.refused >= MOST_REFUSED || looks.unanswered >= MOST_UNANSWERED
+        lock(&self.carried.looks).failures.are_many()
     }
 
     /// When the server is asked next whether it has the lease yet.

@@ -17,9 +17,7 @@ use crate::lease::suspects::{Group, Suspect};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::Answer;
-use crate::transport::retry::{
-    Backoff, MOST_REFUSED, MOST_UNANSWERED, Repeat, Rounds, is_of_rights, second_look,
-};
+use crate::transport::retry::{Backoff, Failures, Repeat, Rounds, is_of_rights, second_look};
 use crate::txn::{Compare, Op, Txn, TxnReply};
 use crate::watch::{Events, Watch};
 
@@ -84,7 +82,7 @@ impl Settler {
 
     /// True once a session of this client keeps the lease alive, false once it is gone.
     pub(crate) async fn is_kept(&self) -> bool {
-        let (mut next_look, mut refused, mut unanswered) = (Instant::now() + second_look(), 0, 0);
+        let (mut next_look, mut failures) = (Instant::now() + second_look(), Failures::default());
         loop {
             if self.has_holder() {
                 return true;
@@ -108,24 +106,15 @@ impl Settler {
             next_look = Instant::now() + second_look();
             match self.lease().is_over().await {
                 Ok(true) => return false,
+                Ok(false) => failures.answered(),
                 // Rights are edited: a refusal says nothing of the lease, unless it lasts.
-                Err(error) if is_of_rights(error.kind()) => {
-                    refused += 1;
-                    if refused >= MOST_REFUSED {
-                        return false;
-                    }
-                }
+                Err(error) if is_of_rights(error.kind()) => failures.refused(),
                 Err(error) if self.client().transport().is_final(error.kind()) => return false,
-                Err(_) => {
-                    (refused, unanswered) = (0, unanswered + 1);
-                    if unanswered >= MOST_UNANSWERED {
-                        return false;
-                    }
-                    continue;
-                }
-                Ok(false) => refused = 0,
+                Err(_) => failures.unanswered(),
             }
-            unanswered = 0;
+            if failures.are_many() {
+                return false;
+            }
         }
     }
 

@@ -154,11 +154,39 @@ const SECOND_LOOK: Duration = Duration::from_secs(60);
 /// For how long a right that the client has not is waited for, where it matters.
 pub(crate) const LONGEST_REFUSED: Duration = Duration::from_secs(600);
 
-/// The same for one who looks now and then (see [`second_look`]): so often.
-pub(crate) const MOST_REFUSED: u32 = 8;
+/// How the server failed to tell what one asks of it now and then (see [`second_look`]). Counted, not timed: a process that stands
+/// still between two looks has asked no server meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    /// Since the last answer.
+    refused: u32,
+    /// Since the last answer or refusal.
+    unanswered: u32,
+}
 
-/// After how many looks in a row that got no answer the cluster counts as gone: some twelve hours.
-pub(crate) const MOST_UNANSWERED: u32 = 480;
+impl Failures {
+    pub(crate) fn answered(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn refused(&mut self) {
+        (self.refused, self.unanswered) = (self.refused + 1, 0);
+    }
+
+    pub(crate) fn unanswered(&mut self) {
+        self.unanswered = self.unanswered.saturating_add(1);
+    }
+
+    /// It is asked no more.
+    pub(crate) fn are_many(&self) -> bool {
+        self.refused >= MOST_REFUSED || self.unanswered >= MOST_UNANSWERED
+    }
+}
+
+/// For as long as [`LONGEST_REFUSED`].
+const MOST_REFUSED: u32 = 8;
+/// Some twelve hours: the cluster counts as gone.
+const MOST_UNANSWERED: u32 = 480;
 
 /// Pauses that double from 25 ms to 1 s, each between half and the whole.
 #[derive(Debug, Clone, Default)]
