@@ -93,19 +93,22 @@ async fn revoke(give_back: GiveBack, tell: watch::Sender<Revoking>) {
     let again = async {
         let (mut backoff, mut waits_for) = (Backoff::default(), None::<(u64, Instant)>);
         loop {
-            match lease.may_revoke() {
-                MayRevoke::Yes => {
-                    tell.send_if_modified(|revoking| std::mem::take(&mut revoking.let_go));
-                }
-                MayRevoke::NotYet { proven } => {
-                    // It is a session as soon as its future is polled. Where that is kept and not polled, the lease is the
-                    // adopter's all the same: it is kept alive for it. Where it is dropped, the lease is as it was.
-                    let same = |(adopter, _): &(u64, Instant)| proven == Some(*adopter);
-                    waits_for =
-                        waits_for.filter(same).or_else(|| proven.map(|adopter| (adopter, Instant::now())));
-                    if waits_for.is_some_and(|(_, since)| since.elapsed() >= request_timeout) {
-                        tell.send_if_modified(|revoking| !std::mem::replace(&mut revoking.let_go, true));
-                    }
+            let may_revoke = lease.may_revoke();
+            // It is a session as soon as its future is polled. Where that is kept and not polled, the lease is the adopter's all the
+            // same: it is kept alive for it. Where it is dropped, the lease is as it was.
+            let adopter = match may_revoke {
+                MayRevoke::NotYet { proven } => proven,
+                MayRevoke::Yes | MayRevoke::No => None,
+            };
+            waits_for = adopter.map(|adopter| match waits_for {
+                Some((same, since)) if same == adopter => (same, since),
+                _ => (adopter, Instant::now()),
+            });
+            let let_go = waits_for.is_some_and(|(_, since)| since.elapsed() >= request_timeout);
+            tell.send_if_modified(|revoking| std::mem::replace(&mut revoking.let_go, let_go) != let_go);
+            match may_revoke {
+                MayRevoke::Yes => {}
+                MayRevoke::NotYet { .. } => {
                     sleep(PAUSE).await;
                     continue;
                 }

@@ -175,7 +175,8 @@ impl Session {
     /// background (releases under way) waited for. What would be lost with the lease is settled before that: an item of a
     /// queue whose take was not answered goes back. Closing twice, or after a loss, is harmless: a lease that was orphaned, or
     /// that this client has adopted again since, is left alone; an adoption under way is waited for, for as long as it may take.
-    /// Go's `Close`.
+    /// Where its future is kept and not polled, and the server has answered it, that is for the client's request timeout: the lease is
+    /// left to it. Go's `Close`.
     ///
     /// All who close a session are told the same: that the lease is gone, or what kept it from being revoked. The revoke
     /// is repeated in the background then, until the lease's TTL has passed; another call waits for the next attempt.

@@ -54,9 +54,7 @@ async fn a_lease_that_was_not_revoked_is_adopted() {
     let client = fake.client();
     let (session, unheard) = lost(&fake, &client).await;
     let lease = session.lease();
-    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
-    session.close().await.unwrap_err();
-    refuses.remove();
+    close_refused(&fake, &session).await;
     unheard.remove();
     let adopted = Session::builder(&client).lease(lease).open().await.unwrap();
     session.close().await.unwrap();
@@ -81,6 +79,13 @@ async fn an_adoption_that_fails_keeps_no_lease_from_being_revoked() {
     adopting.await.unwrap().unwrap_err();
 }
 
+/// Closes a session whose revoke the server refuses.
+async fn close_refused(fake: &FakeEtcd, session: &Session) {
+    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
+    session.close().await.unwrap_err();
+    refuses.remove();
+}
+
 /// A session whose close was refused, and an adoption of its lease that a keep-alive has proven, and that is no session yet: its
 /// future was not polled since.
 async fn proven(
@@ -88,9 +93,7 @@ async fn proven(
     client: &Client,
 ) -> (Session, Pin<Box<dyn Future<Output = Result<Session>>>>) {
     let session = open(client, S(600)).await;
-    let refuses = fake.fault(On::rpc(Rpc::LeaseRevoke), refused());
-    session.close().await.unwrap_err();
-    refuses.remove();
+    close_refused(fake, &session).await;
     sleep(S(60)).await;
     let mut adopting = Box::pin(Session::builder(client).lease(session.lease()).open());
     tokio::select! {
@@ -140,6 +143,23 @@ async fn an_adoption_that_is_dropped_unpolled_after_a_close_leaves_the_lease_to_
     drop(adopting);
     timeout(S(5), fake.until(|fake| fake.leases() == 0)).await.expect("revoked");
     session.close().await.unwrap();
+}
+
+/// Another adoption followed, of which nothing was known yet: the next `close` took that for the one that had been proven, and said at
+/// once that all was well.
+#[tokio::test(start_paused = true)]
+async fn a_close_beside_an_adoption_that_follows_a_dropped_one_waits_for_it() {
+    let fake = FakeEtcd::start();
+    let client = fake.client();
+    let (session, adopting) = proven(&fake, &client).await;
+    timeout(S(25), session.close()).await.expect("in time").unwrap();
+    drop(adopting);
+    fake.fault(On::rpc(Rpc::LeaseKeepAlive), Do::vanish());
+    let other = tokio::spawn(Session::builder(&client).lease(session.lease()).open());
+    sleep(S(1)).await;
+    session.close().await.unwrap();
+    assert_eq!(fake.leases(), 0, "it is gone when that is said");
+    other.await.unwrap().unwrap_err();
 }
 
 /// A revoke lay in the socket of a member that stood still, and was sent again, which the server refused for good. That ended
