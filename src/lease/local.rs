@@ -86,7 +86,7 @@ impl Locals {
                 }
                 // The place in the queue is kept: there is no other before the turn.
                 () = told => {}
-                () = lost(held.as_ref()) => {}
+                () = lost(held) => {}
             }
         }
     }
@@ -109,7 +109,7 @@ impl Locals {
     /// whose key is lost, and that the user keeps, is not waited for.
     pub(crate) async fn unwanted_turn(&self, name: &Bytes) -> Turn {
         // Kept over what wakes this up: other names' turns may end more often than a guard is found to be lost.
-        let mut watched = None;
+        let mut watched = Watched::of(None);
         loop {
             // Made before the queue is looked at: no change is missed.
             let unwanted = self.unwanted.notified();
@@ -127,23 +127,15 @@ impl Locals {
                 }
                 (told, queue.held.clone())
             };
-            let is_watched =
-                |watched: &Watched| held.as_ref().is_some_and(|held| Arc::ptr_eq(held, &watched.held));
-            if !watched.as_ref().is_some_and(is_watched) {
-                watched = held.map(Watched::new);
+            if !watched.is_of(held.as_ref()) {
+                watched = Watched::of(held);
             }
-            let lost = async {
-                match &mut watched {
-                    Some(watched) => watched.lost.as_mut().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = unwanted => {}
                 // A guard was handed out, or given up.
                 () = told => {}
-                () = lost => watched = None,
+                () = &mut watched.lost => watched = Watched::of(None),
             }
         }
     }
@@ -238,27 +230,31 @@ impl Drop for Turn {
     }
 }
 
-/// A guard that is watched for its loss.
+/// What is held, and is watched for its loss; or nothing.
 struct Watched {
-    held: Arc<dyn Held>,
+    held: Option<Arc<dyn Held>>,
     lost: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Watched {
-    fn new(held: Arc<dyn Held>) -> Self {
-        let lost = Box::pin({
-            let held = held.clone();
-            async move { lost(Some(&held)).await }
-        });
-        Self { held, lost }
+    fn of(held: Option<Arc<dyn Held>>) -> Self {
+        Self { lost: Box::pin(lost(held.clone())), held }
+    }
+
+    fn is_of(&self, held: Option<&Arc<dyn Held>>) -> bool {
+        match (&self.held, held) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 }
 
-/// Resolves once a guard is lost. Most are released soon, and need not be watched.
-async fn lost(held: Option<&Arc<dyn Held>>) {
+/// Resolves once what is held is lost. Most is released soon, and need not be watched.
+async fn lost(held: Option<Arc<dyn Held>>) {
     let Some(held) = held else { return std::future::pending().await };
     sleep(PATIENCE).await;
-    held.clone().lost().await;
+    held.lost().await;
 }
 
 /// How long a guard is waited for before its key is watched.
