@@ -126,31 +126,27 @@ impl Barrier {
 
     /// Releases for a caller; where that has gone, and it fails, until it is done.
     async fn release_for(self, caller: oneshot::Sender<()>) -> Result<()> {
-        let cleanup = self.session.cleanup();
+        let releases = self.session.cleanup().releases();
         // Before it is sent: the answer may never be looked at. And only what ended before is settled by this one.
-        let (owed, before) = (cleanup.release(), cleanup.releases().before_holds_of(&self.key));
+        let (owed, before) = (self.session.cleanup().release(), releases.before_holds_of(&self.key));
         let mut sent = Sent { hold: 0, was_found: false };
         let released = self.clone().delete(&mut sent).await;
         let is_told = !caller.is_closed();
-        match &released {
-            Ok(()) => {
-                owed.saved();
-                cleanup.releases().are_settled(&before);
-            }
-            Err(error) if *error.kind() == ErrorKind::Locked && is_told => {
-                owed.saved();
-                cleanup.releases().are_settled(&before);
-            }
+        match released.as_ref().map_err(Error::kind) {
             // Whether another hold came before or after the release is not known, and the caller was not told so.
-            Err(error) if *error.kind() == ErrorKind::Locked => owed.is_held(&self.key),
-            Err(error) if !is_told && sent.hold != 0 => {
-                owed.failed(error.kind());
-                let (key, cleanup) = (self.key.clone(), cleanup.clone());
+            Err(ErrorKind::Locked) if !is_told => owed.is_held(&self.key),
+            Ok(()) | Err(ErrorKind::Locked) => {
+                owed.saved();
+                releases.are_settled(&before);
+            }
+            Err(why) if !is_told && sent.hold != 0 => {
+                owed.failed(why);
+                let (key, releases) = (self.key.clone(), releases.clone());
                 let answered = move |reply: TxnReply, owed: Option<Debt>| {
                     // One that was found stood meanwhile, and is gone: whatever is there is later.
                     let is_held = other_hold(&reply).is_some() && !sent.was_found;
                     if !is_held {
-                        cleanup.releases().are_settled(&before);
+                        releases.are_settled(&before);
                     }
                     owed.iter().for_each(|owed| if is_held { owed.is_held(&key) } else { owed.saved() });
                 };
