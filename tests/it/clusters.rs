@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use etcd_concurrency::fake::FakeEtcd;
-use etcd_concurrency::pb::etcdserverpb::ResponseHeader;
+use etcd_concurrency::pb::etcdserverpb::{LeaseGrantRequest, ResponseHeader};
 use etcd_concurrency::{
     Barrier, Client, Election, ErrorKind, LostReason, Membership, Mutex, Op, Outcome, Session, Stm, StmTxn,
     Txn, Watch,
@@ -35,6 +35,12 @@ impl Two {
 
     fn turn(&self, second: bool) {
         self.second.store(second, Ordering::SeqCst);
+    }
+
+    /// The second knows of a session's lease, too.
+    async fn restored_has(&self, session: &Session) {
+        let lease = LeaseGrantRequest { id: session.lease(), ttl: 30 };
+        self.fakes[1].client().lease_client().lease_grant(lease).await.unwrap();
     }
 
     fn client(&self) -> Client {
@@ -109,10 +115,9 @@ async fn a_cluster_that_was_restored_from_a_backup_is_told_of() {
 #[tokio::test(start_paused = true)]
 async fn a_session_does_not_outlive_the_revisions_that_its_cluster_lost() {
     let two = Two::new(false);
-    let (client, restored) = (two.client(), two.fakes[1].client());
+    let client = two.client();
     let session = session(&client).await;
-    let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
-    restored.lease_client().lease_grant(lease).await.unwrap();
+    two.restored_has(&session).await;
     for _ in 0..10 {
         client.txn(put("new")).await.unwrap();
     }
@@ -134,8 +139,7 @@ async fn an_stm_that_finds_revisions_lost_ends_its_session() {
             client.txn(put("new")).await.unwrap();
         }
         // It knows of the lease: else that is what ends the session.
-        let lease = etcd_concurrency::pb::etcdserverpb::LeaseGrantRequest { id: session.lease(), ttl: 30 };
-        two.fakes[1].client().lease_client().lease_grant(lease).await.unwrap();
+        two.restored_has(&session).await;
         let stm = Stm::new(&client);
         let stm = if fenced { stm.fenced(&guard) } else { stm.exactly_once(&session) };
         two.turn(true);

@@ -15,6 +15,24 @@ fn writes(txn: &TxnRequest) -> bool {
     !txn.compare.is_empty()
 }
 
+/// A client "a" with a session and a barrier, and the same barrier of a client "b".
+async fn stage() -> (FakeEtcd, Session, Barrier, Barrier) {
+    let fake = FakeEtcd::start();
+    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
+    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
+    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    (fake, session, gate, others)
+}
+
+/// Releases by the client "a" of the hold that there is now.
+fn releases_what_stands(fake: &FakeEtcd) -> On {
+    let held = Some(TargetUnion::CreateRevision(fake.snapshot().get("gate").expect("held").create_revision));
+    let of_it = move |txn: &TxnRequest| {
+        deletes(txn) && txn.compare.iter().any(|compare| compare.target_union == held)
+    };
+    On::rpc(Rpc::Txn).client("a").matching(of_it)
+}
+
 /// Two sessions were on one lease. One was making a hold to last when the other was closed, which ended both: the hold was being taken
 /// back, and the `close` did not wait for that. It failed.
 #[tokio::test(start_paused = true)]
@@ -69,10 +87,7 @@ async fn closing_tells_of_a_dropped_release() {
 /// be is no later hold. One that was dropped, had no answer, and finds a later hold is told at `close`.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_release_hits_no_later_hold() {
-    let fake = FakeEtcd::start();
-    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
-    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
-    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    let (fake, session, gate, others) = stage().await;
     gate.hold().await.unwrap();
     let fails = fake.fault(On::rpc(Rpc::Txn).client("a").matching(deletes), Do::vanish());
     let error = gate.release().await.unwrap_err();
@@ -97,21 +112,13 @@ async fn a_dropped_release_hits_no_later_hold() {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_release_of_anothers_hold_is_owed() {
     for stale in [true, false] {
-        let fake = FakeEtcd::start();
-        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
-        let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
-        let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+        let (fake, session, gate, others) = stage().await;
         if stale {
             gate.hold().await.unwrap();
             others.release().await.unwrap();
         }
         others.hold().await.unwrap();
-        let held = fake.snapshot().get("gate").expect("held").create_revision;
-        let of_others = move |txn: &TxnRequest| {
-            let is_held = Some(TargetUnion::CreateRevision(held));
-            deletes(txn) && txn.compare.iter().any(|compare| compare.target_union == is_held)
-        };
-        let fails = fake.fault(On::rpc(Rpc::Txn).client("a").matching(of_others), Do::vanish());
+        let fails = fake.fault(releases_what_stands(&fake), Do::vanish());
         timeout(Duration::from_millis(500), gate.release()).await.expect_err("no answer comes");
         sleep(S(30)).await;
         let error = session.close().await.expect_err("the barrier is held");
@@ -129,10 +136,7 @@ async fn a_dropped_release_of_anothers_hold_is_owed() {
 /// that all was well, though the barrier stood.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_release_that_found_another_hold_is_told_at_close() {
-    let fake = FakeEtcd::start();
-    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
-    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
-    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    let (fake, session, gate, others) = stage().await;
     gate.hold().await.unwrap();
     others.release().await.unwrap();
     others.hold().await.unwrap();
@@ -155,10 +159,7 @@ async fn a_dropped_release_that_found_another_hold_is_told_at_close() {
 #[tokio::test(start_paused = true)]
 async fn a_release_that_is_made_again_pays_what_a_dropped_one_owed() {
     for holds in [false, true] {
-        let fake = FakeEtcd::start();
-        let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
-        let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
-        let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+        let (fake, session, gate, others) = stage().await;
         gate.hold().await.unwrap();
         others.release().await.unwrap();
         others.hold().await.unwrap();
@@ -183,17 +184,9 @@ async fn a_release_that_is_made_again_pays_what_a_dropped_one_owed() {
 /// done.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_release_of_a_hold_that_was_found_is_not_owed_by_a_later_one() {
-    let fake = FakeEtcd::start();
-    let session = Session::builder(&fake.client_for("a")).ttl(S(60)).open().await.unwrap();
-    let other = Session::builder(&fake.client_for("b")).ttl(S(60)).open().await.unwrap();
-    let (gate, others) = (Barrier::new(&session, "gate").unwrap(), Barrier::new(&other, "gate").unwrap());
+    let (fake, session, gate, others) = stage().await;
     others.hold().await.unwrap();
-    let held = fake.snapshot().get("gate").expect("held").create_revision;
-    let of_others = move |txn: &TxnRequest| {
-        let is_held = Some(TargetUnion::CreateRevision(held));
-        deletes(txn) && txn.compare.iter().any(|compare| compare.target_union == is_held)
-    };
-    let lost = On::rpc(Rpc::Txn).client("a").matching(of_others);
+    let lost = releases_what_stands(&fake);
     let lost = fake.fault(lost, Do::lose_reply_by(LoseReply::Hang));
     timeout(Duration::from_millis(500), gate.release()).await.expect_err("no answer comes");
     assert!(fake.snapshot().get("gate").is_none());

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, FaultPlan, LoseReply, On, Rpc};
-use etcd_concurrency::{Client, Error, Isolation, Op, Outcome, Session, Stm, StmTxn, Txn};
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
+use etcd_concurrency::{Client, Error, Isolation, Op, Outcome, Stm, StmTxn, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::workers::{loses, names, open, settled, under_trouble};
 use crate::support::append::{Done, Fate, Judged, Order, Step, judge};
 use crate::support::backend::on_every_backend;
 use crate::support::env;
@@ -162,15 +163,6 @@ fn parsed(list: Option<&[u8]>) -> Vec<u64> {
     list.split_whitespace().map(|value| value.parse().expect("a number")).collect()
 }
 
-async fn open(client: &Client) -> Session {
-    loop {
-        match Session::builder(client).ttl(S(20)).open().await {
-            Ok(session) => return session,
-            Err(_) => sleep(MS(50)).await,
-        }
-    }
-}
-
 const LEVELS: [Isolation; 4] = [
     Isolation::SerializableSnapshot,
     Isolation::Serializable,
@@ -190,43 +182,20 @@ async fn histories_of_lists_are_in_some_order() {
         let fake = FakeEtcd::builder().seed(seed).start();
         let (stage, observer) = (Stage::new("lists", isolation), fake.client_for("observer"));
         let mut done = stage.begin(&observer).await;
-        let names: Vec<String> = (0..WORKERS).map(|worker| format!("w{worker}")).collect();
+        let names = names(WORKERS);
         for name in &names {
             let any = || On::any().client(name);
-            let txns = || On::rpc(Rpc::Txn).client(name);
             fake.fault(any(), Do::delay_up_to(MS(4)));
-            fake.fault(txns().probability(0.02), Do::lose_reply());
-            fake.fault(txns().probability(0.02), Do::cut());
-            fake.fault(txns().probability(0.003), Do::lose_reply_by(LoseReply::Hang));
-            fake.fault(txns().probability(0.003), Do::delay(S(30)));
+            loses(&fake, name);
+            fake.fault(On::rpc(Rpc::Txn).client(name).probability(0.003), Do::delay(S(30)));
         }
         let mut workers = JoinSet::new();
         for (worker, name) in names.iter().enumerate() {
             let seed = seed ^ u64::try_from(worker).expect("a small number");
             workers.spawn(stage.clone().work(fake.client_for(name), worker, runs, seed));
         }
-        let working = async {
-            let mut all = Vec::new();
-            while let Some(told) = workers.join_next().await {
-                all.extend(told.expect("a worker"));
-            }
-            all
-        };
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let trouble = async {
-            for n in 0.. {
-                let plan = FaultPlan::drawn(seed.wrapping_add(n), &names, S(60));
-                fake.run(&plan).await.expect("nothing listens");
-            }
-        };
-        done.extend(tokio::select! {
-            all = working => all,
-            () = trouble => unreachable!("there is no end of it"),
-        });
-        fake.clear_faults();
-        fake.restart().await.expect("nothing listens");
-        // No straggler is to come after it.
-        sleep(S(60)).await;
+        done.extend(under_trouble(&fake, &names, seed, workers).await);
+        settled(&fake).await;
         let committed = done.iter().filter(|done| done.fate == Fate::Committed).count();
         assert!(committed * 10 > done.len() * 7, "{committed} of {} were committed", done.len());
         match stage.judged(&observer, done).await {
@@ -247,9 +216,7 @@ on_every_backend! {
             for worker in 0..WORKERS {
                 workers.spawn(stage.clone().work(backend.client(), worker, 20, fastrand::u64(..)));
             }
-            while let Some(told) = workers.join_next().await {
-                done.extend(told.expect("a worker"));
-            }
+            done.extend(workers.join_all().await.into_iter().flatten());
             sleep(S(1)).await;
             stage.judged(&client, done).await.unwrap_or_else(|wrong| panic!("{isolation:?}: {wrong}"));
         }

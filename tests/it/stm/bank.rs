@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_concurrency::fake::{Do, FakeEtcd, FaultPlan, LoseReply, On, Rpc};
+use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::pb::mvccpb::KeyValue;
-use etcd_concurrency::{Client, Error, Op, Outcome, Session, Stm, StmTxn, Txn};
+use etcd_concurrency::{Client, Error, Op, Outcome, Stm, StmTxn, Txn};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::workers::{loses, names, open, settled, under_trouble};
 use crate::support::env;
 use crate::support::etcd::{Etcd, Version};
 use crate::support::proxy::Proxy;
@@ -105,15 +106,6 @@ async fn work(client: Client, worker: usize, transfers: usize, seed: u64) -> Vec
     fates
 }
 
-async fn open(client: &Client) -> Session {
-    loop {
-        match Session::builder(client).ttl(S(20)).open().await {
-            Ok(session) => return session,
-            Err(_) => sleep(MS(50)).await,
-        }
-    }
-}
-
 async fn start_bank(client: &Client) {
     let put = |txn: Txn, n| txn.success(Op::put(account(n), START.to_string()));
     client.txn((0..ACCOUNTS).fold(Txn::new(), put)).await.expect("a bank");
@@ -185,45 +177,22 @@ async fn nothing_is_lost_or_done_twice() {
     let fake = FakeEtcd::builder().seed(seed).start();
     let observer = fake.client_for("observer");
     start_bank(&observer).await;
-    let names: Vec<String> = (0..WORKERS).map(|worker| format!("w{worker}")).collect();
+    let names = names(WORKERS);
     for name in &names {
         let any = || On::any().client(name);
-        let txns = || On::rpc(Rpc::Txn).client(name);
         fake.fault(any(), Do::delay(MS(1)));
         fake.fault(any(), Do::delay_reply(MS(1)));
-        fake.fault(txns().probability(0.02), Do::lose_reply());
-        fake.fault(txns().probability(0.02), Do::cut());
-        fake.fault(txns().probability(0.003), Do::lose_reply_by(LoseReply::Hang));
-        fake.fault(txns().probability(0.003), Do::delay(S(7)));
+        loses(&fake, name);
+        fake.fault(On::rpc(Rpc::Txn).client(name).probability(0.003), Do::delay(S(7)));
     }
     let mut workers = JoinSet::new();
     for (worker, name) in names.iter().enumerate() {
         workers.spawn(work(fake.client_for(name), worker, transfers, seed ^ worker as u64));
     }
-    let done = async {
-        let mut fates = Vec::new();
-        while let Some(told) = workers.join_next().await {
-            fates.extend(told.expect("a worker"));
-        }
-        fates
-    };
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let trouble = async {
-        for n in 0.. {
-            let plan = FaultPlan::drawn(seed.wrapping_add(n), &names, S(60));
-            fake.run(&plan).await.expect("nothing listens");
-        }
-    };
     let before = Instant::now();
-    let fates = tokio::select! {
-        fates = done => fates,
-        () = trouble => unreachable!("there is no end of it"),
-    };
+    let fates = under_trouble(&fake, &names, seed, workers).await;
     let lasted = before.elapsed();
-    fake.clear_faults();
-    fake.restart().await.expect("nothing listens");
-    // No straggler is to come after it.
-    sleep(S(60)).await;
+    settled(&fake).await;
     let told = check(&observer, fates).await;
     println!("{told}; {lasted:.0?} of virtual time in {:.1?}", started.elapsed());
 }

@@ -8,6 +8,7 @@ mod exactly_once;
 mod faults;
 mod isolation;
 mod late;
+mod workers;
 mod writes;
 
 use etcd_concurrency::pb::mvccpb::KeyValue;
