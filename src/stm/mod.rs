@@ -55,7 +55,9 @@ use sets::{Sets, Span};
 /// # What it costs
 /// One RPC for each read of something new, one for the commit; none for the commit of a run that only read, under the
 /// serializable levels. A failed commit brings back what was read, as it is now: the first retry costs one RPC where it
-/// reads the same; later ones, which come after a pause, read it anew and cost two. Keys named to [`prefetch`](Self::prefetch) cost one RPC together.
+/// reads the same; later ones, which come after a pause, read it anew and cost two. One that has read more than 1 MiB, or than half of
+/// the [largest answer](crate::ClientBuilder::max_answer_size), brings nothing back. Keys named to [`prefetch`](Self::prefetch) cost one
+/// RPC together.
 ///
 /// Each key that was read and each that was written takes a compare out of the server's `--max-txn-ops` (128 by
 /// default), and each range one and one for each key found in it; see
