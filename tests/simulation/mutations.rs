@@ -1,5 +1,6 @@
 //! The list of ways to break the crate is kept up: `mutate` switches them on, and this sees to it that it can.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a mutation is about: where it says `file`, `in`, `before` and `after`.
@@ -8,15 +9,18 @@ struct Place {
     file: String,
     around: Vec<String>,
     before: String,
+    after: String,
 }
 
 #[test]
 fn every_mutation_applies_in_one_place() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut wrong = Vec::new();
-    let mut seen = 0;
-    for entry in std::fs::read_dir(root.join("tests/simulation/mutations")).expect("a folder") {
-        let path = entry.expect("an entry").path();
+    let (mut seen, mut sources) = (0, BTreeMap::new());
+    let folder = std::fs::read_dir(root.join("tests/simulation/mutations")).expect("a folder");
+    let mut paths: Vec<_> = folder.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    for path in paths {
         let text = std::fs::read_to_string(&path).expect("readable");
         for test in text.lines().filter_map(|line| line.strip_prefix("test: ")) {
             let (target, name) = test.split_once(' ').unwrap_or_default();
@@ -28,13 +32,20 @@ fn every_mutation_applies_in_one_place() {
         }
         for place in places(&text) {
             seen += 1;
-            let source = std::fs::read_to_string(root.join(&place.file)).unwrap_or_default();
-            let around = place.around.join("\n");
-            let within = if around.is_empty() { &source } else { &around };
-            let times = (within.matches(&place.before).count(), source.matches(&around).count());
-            if times.0 != 1 || !around.is_empty() && times.1 != 1 {
+            // All are written into one copy, as `mutate` does: none is to break what another names.
+            let source = sources
+                .entry(place.file.clone())
+                .or_insert_with(|| std::fs::read_to_string(root.join(&place.file)).unwrap_or_default());
+            let around = if place.around.is_empty() { place.before.clone() } else { place.around.join("\n") };
+            let times = (around.matches(&place.before).count(), source.matches(&around).count());
+            if times != (1, 1) {
                 wrong.push(format!("{}: {place:?} is there {times:?} times", path.display()));
             }
+            if place.before.ends_with(';') || place.before.contains(" => ") {
+                wrong.push(format!("{}: {place:?} is no expression", path.display()));
+            }
+            let switched = format!("(if mutated {{ {} }} else {{ {} }})", place.after, place.before);
+            *source = source.replacen(&around, &around.replacen(&place.before, &switched, 1), 1);
         }
     }
     assert!(wrong.is_empty(), "to be pointed at what has taken its place:\n{}", wrong.join("\n"));
@@ -61,6 +72,8 @@ fn places(text: &str) -> Vec<Place> {
                 place.around.push(around.to_owned());
             } else if let Some(before) = line.strip_prefix("before: ") {
                 place.before = before.to_owned();
+            } else if let Some(after) = line.strip_prefix("after: ") {
+                place.after = after.to_owned();
             }
         }
     }
