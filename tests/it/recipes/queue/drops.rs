@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use etcd_concurrency::{Client, Queue};
+use etcd_concurrency::fake::{Do, On, Rpc};
+use etcd_concurrency::{Client, Queue, Session};
 
+use super::faults::puts;
 use super::{queue, text};
 use crate::drops::{at_most, take_time, tasks};
 use crate::support::backend::{Backend, on_every_backend};
@@ -34,6 +36,19 @@ async fn only_items_left(backend: &Backend, observer: &Client, name: &str, items
     .await;
 }
 
+/// All takes time, and a take is applied after reads that were sent later: a real server answers those first.
+pub(super) fn takes_are_slow(backend: &Backend) {
+    take_time(backend);
+    if let Some(fake) = backend.fake() {
+        fake.fault(On::rpc(Rpc::Txn).matching(puts("claims")), Do::delay(Duration::from_millis(2)));
+    }
+}
+
+/// Waits for the end of every take of a session, also of one that was dropped: nothing that is read tells that none is under way.
+async fn settled(session: Session) {
+    session.close().await.unwrap();
+}
+
 /// The queue holds these, in this order, and gives them out.
 async fn holds(queue: &Queue, expected: &[&str]) {
     for expected in expected {
@@ -54,51 +69,59 @@ async fn warm_up(queue: &Queue) {
 
 on_every_backend! {
     async fn a_dequeue_of_an_item_that_is_there(backend: Backend) {
-        take_time(&backend);
+        takes_are_slow(&backend);
         let (name, observer) = (backend.key("q"), backend.client());
-        let queue = queue(&session(&backend.client()).await, &name);
-        warm_up(&queue).await;
-        queue.enqueue("first").await.unwrap();
-        queue.enqueue("second").await.unwrap();
+        let sender = queue(&session(&backend.client()).await, &name);
+        warm_up(&sender).await;
+        sender.enqueue("first").await.unwrap();
+        sender.enqueue("second").await.unwrap();
         for polls in 0..MANY {
+            let session = session(sender.session().client()).await;
+            let queue = queue(&session, &name);
             if let Some(item) = at_most(polls, queue.dequeue()).await {
                 assert_eq!(text(item.unwrap()), "first");
                 assert!(polls >= 3 || !backend.is_fake());
                 return holds(&queue, &["second"]).await;
             }
             only_items_left(&backend, &observer, &name, 2, polls).await;
-            assert_eq!(queue.peek().await.unwrap().map(text).as_deref(), Some("first"));
+            settled(session).await;
+            assert_eq!(sender.peek().await.unwrap().map(text).as_deref(), Some("first"));
         }
         panic!("never dequeued");
     }
 
     async fn a_try_dequeue(backend: Backend) {
-        take_time(&backend);
+        takes_are_slow(&backend);
         let (name, observer) = (backend.key("q"), backend.client());
-        let queue = queue(&session(&backend.client()).await, &name);
-        warm_up(&queue).await;
-        queue.enqueue("first").await.unwrap();
-        queue.enqueue("second").await.unwrap();
+        let sender = queue(&session(&backend.client()).await, &name);
+        warm_up(&sender).await;
+        sender.enqueue("first").await.unwrap();
+        sender.enqueue("second").await.unwrap();
         for polls in 0..MANY {
+            let session = session(sender.session().client()).await;
+            let queue = queue(&session, &name);
             if let Some(item) = at_most(polls, queue.try_dequeue()).await {
                 assert_eq!(item.unwrap().map(text).as_deref(), Some("first"));
                 return holds(&queue, &["second"]).await;
             }
             only_items_left(&backend, &observer, &name, 2, polls).await;
-            assert_eq!(queue.peek().await.unwrap().map(text).as_deref(), Some("first"));
+            settled(session).await;
+            assert_eq!(sender.peek().await.unwrap().map(text).as_deref(), Some("first"));
         }
         panic!("never dequeued");
     }
 
     /// The item comes while the dropped one waits, or after.
     async fn a_dequeue_that_waits(backend: Backend) {
-        take_time(&backend);
+        takes_are_slow(&backend);
         let (name, observer) = (backend.key("q"), backend.client());
-        let (waiter, sender) = (session(&backend.client()).await, session(&observer).await);
-        let (waiter, sender) = (queue(&waiter, &name), queue(&sender, &name));
-        warm_up(&waiter).await;
+        let (waiters, sender) = (backend.client(), queue(&session(&observer).await, &name));
+        let warm = queue(&session(&waiters).await, &name);
+        warm_up(&warm).await;
         warm_up(&sender).await;
         for polls in 0..MANY {
+            let session = session(&waiters).await;
+            let waiter = queue(&session, &name);
             let waited = tokio::join!(at_most(polls, waiter.dequeue()), async {
                 let stands = async {
                     while keys(&observer, &format!("{name}/waiting")).await == 0 {
@@ -117,6 +140,7 @@ on_every_backend! {
                 return;
             }
             only_items_left(&backend, &observer, &name, 1, polls).await;
+            settled(session).await;
             holds(&sender, &["item"]).await;
         }
         panic!("never dequeued");

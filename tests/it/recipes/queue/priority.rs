@@ -6,8 +6,9 @@ use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
 use etcd_concurrency::{ErrorKind, Op, PriorityQueue, Session, Txn};
 use tokio::time::sleep;
 
+use super::drops::takes_are_slow;
 use super::{session, text, until_empty};
-use crate::drops::{at_most, take_time};
+use crate::drops::at_most;
 use crate::support::backend::on_every_backend;
 use crate::support::count::RpcCounter;
 use crate::support::poll::until;
@@ -103,20 +104,25 @@ on_every_backend! {
     }
 
     async fn a_dequeue_that_is_dropped_loses_nothing(backend: Backend) {
-        take_time(&backend);
+        takes_are_slow(&backend);
         let (name, client) = (backend.key("q"), backend.client());
-        let queue = queue(&session(&client).await, &name);
+        let sender = queue(&session(&client).await, &name);
         for (value, priority) in [("c", 3), ("a", 1), ("b", 1)] {
-            queue.enqueue(value, priority).await.unwrap();
+            sender.enqueue(value, priority).await.unwrap();
         }
         for polls in 0..200 {
+            // Closing the session waits for the end of a dropped take, which no read does.
+            let session = session(&client).await;
+            let queue = queue(&session, &name);
             if let Some(item) = at_most(polls, queue.dequeue()).await {
                 assert_eq!(text(item.unwrap()), "a");
                 assert_eq!(text(queue.dequeue().await.unwrap()), "b");
                 return assert_eq!(text(queue.dequeue().await.unwrap()), "c");
             }
             until("given back", LONG, async || (queue.len().await.unwrap() == 3).then_some(())).await;
-            assert_eq!(queue.peek().await.unwrap().map(text).as_deref(), Some("a"));
+            session.close().await.unwrap();
+            assert_eq!(sender.len().await.unwrap(), 3);
+            assert_eq!(sender.peek().await.unwrap().map(text).as_deref(), Some("a"));
         }
         panic!("never dequeued");
     }
