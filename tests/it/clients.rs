@@ -1,9 +1,7 @@
 //! Other people's clients on the fake, over TCP: etcdctl, and etcd's Go client with its concurrency package and
 //! recipes.
 
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use etcd_concurrency::fake::{FakeEtcd, Rpc, Serving};
@@ -11,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::support::etcd::{Etcd, Version};
+use crate::support::go;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -21,8 +20,8 @@ async fn serve() -> (FakeEtcd, Serving) {
 }
 
 /// Runs a program to its end; gives what it printed, and fails with what it complained of.
-async fn run(program: &str, args: &[&str], input: &str) -> String {
-    let mut command = Command::new(programs().join(program));
+async fn run(program: &'static str, args: &[&str], input: &str) -> String {
+    let mut command = Command::new(go::program(program));
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().expect("a program to run");
     let mut stdin = child.stdin.take().expect("piped");
@@ -33,25 +32,6 @@ async fn run(program: &str, args: &[&str], input: &str) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{program} {args:?}: {}{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout)
-}
-
-/// Builds the Go programs at their first use.
-fn programs() -> &'static Path {
-    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let programs = root.join("target/go");
-        std::fs::create_dir_all(&programs).expect("a folder");
-        let build = std::process::Command::new("go")
-            .args(["build", "-o"])
-            .arg(&programs)
-            .args(["./clients", "./etcdctl"])
-            .current_dir(root.join("tests/go"))
-            .output()
-            .expect("Go is installed");
-        assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
-        programs
-    })
 }
 
 const PARTS: &str = "ok kv\nok watch\nok lease\nok mutex\nok election\nok stm\nok queue\nok priority queue\nok barrier\n\
@@ -86,7 +66,7 @@ struct Lines {
 }
 
 fn lines(endpoint: &str, line: &str) -> Lines {
-    let mut command = Command::new(programs().join("etcdctl"));
+    let mut command = Command::new(go::program("etcdctl"));
     command.args(["--endpoints", endpoint]).args(line.split(' '));
     let mut program = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("a program to run");
     let lines = BufReader::new(program.stdout.take().expect("piped")).lines();
@@ -203,7 +183,7 @@ async fn etcdctl_with_users() {
     told("get app/a --user app:pass", "app/a\n1\n").await;
     told("user list --user root:secret", "app\nroot\n").await;
     told("role list --user root:secret", "app\n").await;
-    let mut refused = Command::new(programs().join("etcdctl"));
+    let mut refused = Command::new(go::program("etcdctl"));
     refused.args(["--endpoints", &at, "put", "other", "1", "--user", "app:pass"]).kill_on_drop(true);
     let refused = tokio::time::timeout(LONG, refused.output()).await.expect("an end").expect("it ran");
     assert!(

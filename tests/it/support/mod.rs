@@ -6,6 +6,7 @@ pub(crate) mod append;
 pub(crate) mod backend;
 pub(crate) mod count;
 pub(crate) mod etcd;
+pub(crate) mod go;
 pub(crate) mod lies;
 pub(crate) mod part;
 pub(crate) mod poll;

@@ -2,13 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::poll;
 use super::supervisor::Supervisor;
+use super::{go, poll};
 
 /// One time that a contender held the lock. Ours writes the same, so that one check reads both.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,7 +40,7 @@ impl Rival {
     /// Builds the program at its first use, then starts it.
     pub(crate) fn start(order: Order<'_>) -> Rival {
         let command = [
-            program().display().to_string(),
+            go::program("rival").display().to_string(),
             format!("-as={}", order.role),
             format!("-endpoints={}", order.endpoints),
             format!("-name={}", order.name),
@@ -89,7 +87,7 @@ pub(crate) fn holder(
     look: Duration,
 ) -> Supervisor {
     let command = [
-        program().display().to_string(),
+        go::program("rival").display().to_string(),
         "-as=holder".into(),
         format!("-endpoints={endpoints}"),
         format!("-name={name}"),
@@ -136,23 +134,6 @@ fn parse(line: &str) -> Held {
         entered: entered.parse().expect("nanoseconds"),
         left: left.parse().expect("nanoseconds"),
     }
-}
-
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let program = root.join("target/go/rival");
-        let build = Command::new("go")
-            .args(["build", "-o"])
-            .arg(&program)
-            .arg("./rival")
-            .current_dir(root.join("tests/go"))
-            .output()
-            .expect("Go is installed");
-        assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
-        program
-    })
 }
 
 #[test]
