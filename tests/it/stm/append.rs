@@ -8,95 +8,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_concurrency::fake::{Do, FakeEtcd, On, Rpc};
-use etcd_concurrency::{Client, Error, Isolation, Op, Outcome, Stm, StmTxn, Txn};
+use etcd_concurrency::{Client, Isolation};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::workers::{loses, names, open, settled, under_trouble};
 use crate::support::append::{Done, Fate, Judged, Order, Step, judge};
 use crate::support::backend::on_every_backend;
 use crate::support::env;
+use crate::support::lists::{LEVELS, Lists, order, reads};
 
-const LISTS: usize = 4;
 const WORKERS: usize = 8;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
 
-/// All lists, and a clock that all workers share.
+/// The lists, and a clock that all workers share.
 #[derive(Clone)]
 struct Stage {
-    prefix: String,
+    lists: Lists,
     isolation: Isolation,
     clock: Arc<AtomicU64>,
 }
 
-/// What one transaction is to do: read a list, read all of them, or append to one.
-#[derive(Debug, Clone)]
-enum Wanted {
-    Read(String),
-    ReadAll,
-    Append(String, u64),
-}
-
 impl Stage {
-    fn new(prefix: &str, isolation: Isolation) -> Self {
-        Self { prefix: format!("{prefix}/"), isolation, clock: Arc::default() }
-    }
-
-    fn list(&self, n: usize) -> String {
-        format!("{}{n}", self.prefix)
+    async fn begin(client: &Client, name: &str, isolation: Isolation) -> Self {
+        let lists = Lists::new(name, isolation);
+        lists.make(client).await.expect("lists");
+        Self { lists, isolation, clock: Arc::default() }
     }
 
     fn now(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
-    }
-
-    /// Makes the lists, so that none is new to a range that was read before.
-    async fn begin(&self, client: &Client) -> Vec<Done> {
-        let value = |n: usize| u64::try_from(n).expect("a small number") + 1;
-        let put = |txn: Txn, n| txn.success(Op::put(self.list(n), value(n).to_string()));
-        let began = self.now();
-        client.txn((0..LISTS).fold(Txn::new(), put)).await.expect("lists");
-        let steps = (0..LISTS).map(|n| Step::Append(self.list(n), value(n))).collect();
-        vec![Done { began, ended: self.now(), fate: Fate::Committed, steps }]
-    }
-
-    fn wanted(&self, random: &mut fastrand::Rng, values: &mut impl Iterator<Item = u64>) -> Vec<Wanted> {
-        let steps = random.usize(1..5);
-        let one = |_| {
-            let list = self.list(random.usize(..LISTS));
-            match random.u8(..8) {
-                0 => Wanted::ReadAll,
-                1..=3 => Wanted::Read(list),
-                _ => Wanted::Append(list, values.next().expect("there is no end of it")),
-            }
-        };
-        (0..steps).map(one).collect()
-    }
-
-    /// Does what is wanted, and tells what was seen.
-    async fn play(self, txn: StmTxn, wanted: Vec<Wanted>) -> Result<Vec<Step>, Error> {
-        let mut steps = Vec::new();
-        for wanted in wanted {
-            match wanted {
-                Wanted::Read(list) => {
-                    let seen = parsed(txn.get(list.clone()).await?.as_deref());
-                    steps.push(Step::Read(list, seen));
-                }
-                Wanted::ReadAll => {
-                    for (list, seen) in txn.get_prefix(self.prefix.clone()).await? {
-                        steps.push(Step::Read(text(&list), parsed(Some(&seen))));
-                    }
-                }
-                Wanted::Append(list, value) => {
-                    let seen =
-                        txn.get(list.clone()).await?.map_or_else(String::new, |seen| text(&seen) + " ");
-                    txn.put(list.clone(), format!("{seen}{value}"))?;
-                    steps.push(Step::Append(list, value));
-                }
-            }
-        }
-        Ok(steps)
     }
 
     /// Makes so many transactions, with a session that is replaced when it is lost.
@@ -109,22 +51,9 @@ impl Stage {
             if !session.is_valid() {
                 session = open(&client).await;
             }
-            let wanted = self.wanted(&mut random, &mut values);
-            let mut stm = Stm::new(&client).isolation(self.isolation);
-            if random.bool() {
-                stm = stm.exactly_once(&session);
-            }
-            if random.bool() {
-                stm = stm.prefetch([self.list(0), self.list(1)]);
-            }
+            let wanted = self.lists.wanted(&mut random, &mut values);
             let began = self.now();
-            let run = stm.run(|txn| self.clone().play(txn, wanted.clone()));
-            let patience = if random.u8(..50) == 0 { MS(random.u64(..40)) } else { S(3600) };
-            let (fate, steps) = match timeout(patience, run).await {
-                Ok(Ok(committed)) => (Fate::Committed, committed.value),
-                Ok(Err(error)) if error.outcome() == Outcome::NotApplied => (Fate::Refused, appends(&wanted)),
-                Ok(Err(_)) | Err(_) => (Fate::Unknown, appends(&wanted)),
-            };
+            let (fate, steps) = self.lists.transact(&client, &session, &mut random, &wanted).await;
             done.push(Done { began, ended: self.now(), fate, steps });
         }
         done
@@ -133,42 +62,11 @@ impl Stage {
     /// Judges what was done, once nothing is under way.
     async fn judged(&self, client: &Client, mut done: Vec<Done>) -> Result<Judged, String> {
         let began = self.now();
-        let all = client.txn(Txn::new().success(Op::get_prefix(self.prefix.clone()))).await.expect("a read");
-        let lists = all.kvs(0).expect("a range").iter();
-        let last: BTreeMap<_, _> = lists.map(|kv| (text(&kv.key), parsed(Some(&kv.value)))).collect();
-        let steps = last.iter().map(|(list, seen)| Step::Read(list.clone(), seen.clone())).collect();
-        done.push(Done { began, ended: self.now(), fate: Fate::Committed, steps });
-        let order = match self.isolation {
-            Isolation::ReadCommitted => Order::Committed,
-            _ => Order::Strict,
-        };
-        judge(&done, &last, order)
+        let last = self.lists.read(client).await;
+        done.push(Done { began, ended: self.now(), fate: Fate::Committed, steps: reads(&last) });
+        judge(&done, &last, order(self.isolation))
     }
 }
-
-fn appends(wanted: &[Wanted]) -> Vec<Step> {
-    let append = |wanted: &Wanted| match wanted {
-        Wanted::Append(list, value) => Some(Step::Append(list.clone(), *value)),
-        Wanted::Read(_) | Wanted::ReadAll => None,
-    };
-    wanted.iter().filter_map(append).collect()
-}
-
-fn text(bytes: &[u8]) -> String {
-    std::str::from_utf8(bytes).expect("text").to_owned()
-}
-
-fn parsed(list: Option<&[u8]>) -> Vec<u64> {
-    let list = text(list.unwrap_or_default());
-    list.split_whitespace().map(|value| value.parse().expect("a number")).collect()
-}
-
-const LEVELS: [Isolation; 4] = [
-    Isolation::SerializableSnapshot,
-    Isolation::Serializable,
-    Isolation::RepeatableReads,
-    Isolation::ReadCommitted,
-];
 
 /// Under lost replies, delays, partitions, restarts and leader losses.
 #[tokio::test(start_paused = true)]
@@ -180,8 +78,8 @@ async fn histories_of_lists_are_in_some_order() {
     etcd_concurrency::fake::seed(seed);
     for isolation in LEVELS {
         let fake = FakeEtcd::builder().seed(seed).start();
-        let (stage, observer) = (Stage::new("lists", isolation), fake.client_for("observer"));
-        let mut done = stage.begin(&observer).await;
+        let observer = fake.client_for("observer");
+        let stage = Stage::begin(&observer, "lists", isolation).await;
         let names = names(WORKERS);
         for name in &names {
             let any = || On::any().client(name);
@@ -194,7 +92,7 @@ async fn histories_of_lists_are_in_some_order() {
             let seed = seed ^ u64::try_from(worker).expect("a small number");
             workers.spawn(stage.clone().work(fake.client_for(name), worker, runs, seed));
         }
-        done.extend(under_trouble(&fake, &names, seed, workers).await);
+        let done = under_trouble(&fake, &names, seed, workers).await;
         settled(&fake).await;
         let committed = done.iter().filter(|done| done.fate == Fate::Committed).count();
         assert!(committed * 10 > done.len() * 7, "{committed} of {} were committed", done.len());
@@ -210,13 +108,12 @@ on_every_backend! {
     async fn rivals_append_to_lists_in_some_order(backend: Backend) {
         for isolation in LEVELS {
             let client = backend.client();
-            let stage = Stage::new(&backend.key(&format!("{isolation:?}")), isolation);
-            let mut done = stage.begin(&client).await;
+            let stage = Stage::begin(&client, &backend.key(&format!("{isolation:?}")), isolation).await;
             let mut workers = JoinSet::new();
             for worker in 0..WORKERS {
                 workers.spawn(stage.clone().work(backend.client(), worker, 20, fastrand::u64(..)));
             }
-            done.extend(workers.join_all().await.into_iter().flatten());
+            let done = workers.join_all().await.into_iter().flatten().collect();
             sleep(S(1)).await;
             stage.judged(&client, done).await.unwrap_or_else(|wrong| panic!("{isolation:?}: {wrong}"));
         }
@@ -272,6 +169,12 @@ fn what_is_wrong_with_a_history_is_found() {
             history(&[(0, 9, &[x()]), (1, 8, &[append("x", 3)]), (2, 7, &[read("x", &[3])])]),
             last(&[("x", &[1, 3])]),
         ),
+        ("was appended to x", history(&[(0, 1, &[x()])]), last(&[("x", &[]), ("y", &[1])])),
+        (
+            "between the appends",
+            history(&[(0, 9, &[x(), append("x", 3)]), (1, 8, &[y(), append("x", 4)])]),
+            last(&[("x", &[1, 4, 3]), ("y", &[2])]),
+        ),
         // Write skew: each has read what the other has written over.
         (
             "a cycle of 2",
@@ -294,4 +197,45 @@ fn what_is_wrong_with_a_history_is_found() {
     // What stands written over at this level is not lost.
     let history = history(&[(0, 1, &[x()]), (2, 3, &[append("x", 3)])]);
     assert!(judge(&history, &last(&[("x", &[3])]), Order::Committed).is_ok());
+}
+
+/// What ends when another begins may be after it.
+#[test]
+fn what_was_at_one_moment_may_have_been_in_either_order() {
+    let last = BTreeMap::from([("x".to_owned(), vec![1])]);
+    let reader_of_the_past = |began| history(&[(0, 5, &[append("x", 1)]), (began, 9, &[read("x", &[])])]);
+    assert!(judge(&reader_of_the_past(5), &last, Order::Strict).is_ok());
+    assert!(judge(&reader_of_the_past(6), &last, Order::Strict).is_err());
+}
+
+/// One of unknown fate that was applied was applied after it had begun.
+#[test]
+fn what_is_of_unknown_fate_is_after_what_had_ended_before() {
+    let last = BTreeMap::from([("x".to_owned(), vec![1, 3]), ("y".to_owned(), vec![2])]);
+    let mut history = history(&[
+        (0, 1, &[read("x", &[1])]),
+        (2, u64::MAX, &[append("x", 1), append("y", 2)]),
+        (3, 4, &[read("x", &[1]), append("x", 3)]),
+    ]);
+    history[1].fate = Fate::Unknown;
+    let told = judge(&history, &last, Order::Strict).expect_err("it saw what had not begun");
+    assert!(told.contains("a cycle of 2"), "{told}");
+    history.remove(0);
+    assert!(judge(&history, &last, Order::Strict).is_ok());
+}
+
+/// The judge's time grows no faster than what it judges, and its stack not at all.
+#[test]
+fn a_long_history_is_judged_too() {
+    let name = |of: u64| format!("{}", of / 50);
+    let transaction = |n: u64| Done {
+        began: 2 * n,
+        ended: 2 * n + 3,
+        fate: Fate::Committed,
+        steps: vec![Step::Read(name(n), (n / 50 * 50..n).collect()), Step::Append(name(n), n)],
+    };
+    let history: Vec<Done> = (0..50_000).map(transaction).collect();
+    let last = (0..1_000).map(|list| (list.to_string(), (list * 50..list * 50 + 50).collect())).collect();
+    let judged = judge(&history, &last, Order::Strict).expect("it is good");
+    assert_eq!((judged.appends, judged.longest), (50_000, 50));
 }

@@ -7,11 +7,11 @@
 //! of some order of the transactions.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 
 use petgraph::Direction;
-use petgraph::algo::tarjan_scc;
+use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 
@@ -34,7 +34,7 @@ pub(crate) enum Fate {
 /// A transaction: the last attempt of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Done {
-    /// Moments of a clock that all share: each is another.
+    /// Moments of a clock that all share. What ended at the moment at which another began is not taken to be before it.
     pub(crate) began: u64,
     pub(crate) ended: u64,
     pub(crate) fate: Fate,
@@ -94,8 +94,9 @@ pub(crate) fn judge(
     if order == Order::Committed {
         return Ok(judged);
     }
+    let places = places(last);
     for (key, value) in history.iter().filter(|done| done.fate == Fate::Committed).flat_map(Done::appends) {
-        if !last.get(key).is_some_and(|list| list.contains(&value)) {
+        if !places.contains_key(&value) {
             return Err(format!("{value} was appended to {key}, and is lost: {:?}", last.get(key)));
         }
     }
@@ -107,13 +108,11 @@ pub(crate) fn judge(
             }
         }
         // What the list has beyond the transaction's own appends is not to be between them.
-        for (key, list) in last {
-            let own: Vec<usize> = done
-                .appends()
-                .filter(|(of, _)| *of == key)
-                .filter_map(|(_, value)| at(list, value))
-                .collect();
-            if own.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+        let mut own: HashMap<&String, usize> = HashMap::new();
+        for (key, value) in done.appends() {
+            let Some(place) = places.get(&value) else { continue };
+            if own.insert(key, *place).is_some_and(|before| *place != before + 1) {
+                let list = last.get(key);
                 return Err(format!(
                     "others appended to {key} between the appends of the {index}th: {list:?}"
                 ));
@@ -122,14 +121,16 @@ pub(crate) fn judge(
     }
     let graph = dependencies(history, last, &writers);
     judged.dependencies = graph.edge_count();
-    match tarjan_scc(&graph).into_iter().find(|component| component.len() > 1) {
+    // Not Tarjan's, which recurses as deep as the history is long.
+    match kosaraju_scc(&graph).into_iter().find(|component| component.len() > 1) {
         Some(component) => Err(cycle(history, &graph, &component)),
         None => Ok(judged),
     }
 }
 
-fn at(list: &[u64], value: u64) -> Option<usize> {
-    list.iter().position(|one| *one == value)
+/// Where each value is in its list.
+fn places(last: &BTreeMap<String, Vec<u64>>) -> HashMap<u64, usize> {
+    last.values().flat_map(|list| list.iter().copied().zip(0..)).collect()
 }
 
 impl Done {
@@ -153,12 +154,14 @@ impl Done {
     }
 }
 
-/// Who appended each value.
-fn writers(history: &[Done]) -> Result<HashMap<u64, usize>, String> {
+/// Who appended each value, and to which list.
+type Writers<'h> = HashMap<u64, (usize, &'h str)>;
+
+fn writers(history: &[Done]) -> Result<Writers<'_>, String> {
     let mut writers = HashMap::new();
     for (index, done) in history.iter().enumerate() {
         for (key, value) in done.appends() {
-            if writers.insert(value, index).is_some() {
+            if writers.insert(value, (index, key.as_str())).is_some() {
                 return Err(format!(
                     "{value} is appended twice, to {key} at last: the history cannot be judged"
                 ));
@@ -201,25 +204,29 @@ fn sees_itself(index: usize, done: &Done) -> Result<(), String> {
 /// What was read was appended, once, by transactions that were not refused.
 fn was_committed(
     history: &[Done],
-    writers: &HashMap<u64, usize>,
+    writers: &Writers<'_>,
     reader: usize,
     key: &str,
     list: &[u64],
 ) -> Result<(), String> {
-    for (place, value) in list.iter().enumerate() {
-        let Some(&writer) = writers.get(value) else {
+    let mut seen = HashSet::new();
+    for value in list {
+        let Some(&(writer, to)) = writers.get(value) else {
             return Err(format!("{value} in {key} was never appended: {list:?}"));
         };
+        if to != key {
+            return Err(format!("{value} in {key} was appended to {to}: {list:?}"));
+        }
         if history[writer].fate == Fate::Refused {
             return Err(format!("{value} in {key} is of the {writer}th, which was not applied: {list:?}"));
         }
-        if list[..place].contains(value) {
+        if !seen.insert(value) {
             return Err(format!("{value} is in {key} twice: {list:?}"));
         }
     }
     // A list that ends in the midst of a transaction's appends was never committed.
     let Some(value) = list.last() else { return Ok(()) };
-    let writer = writers[value];
+    let (writer, _) = writers[value];
     let last_own = history[writer].appends().filter(|(of, _)| *of == key).last();
     match last_own {
         Some((_, last)) if last != *value && writer != reader => {
@@ -232,7 +239,7 @@ fn was_committed(
 type Graph = DiGraph<usize, (Why, String)>;
 
 /// Which transaction must come before which. One of unknown fate counts where it is seen.
-fn dependencies(history: &[Done], last: &BTreeMap<String, Vec<u64>>, writers: &HashMap<u64, usize>) -> Graph {
+fn dependencies(history: &[Done], last: &BTreeMap<String, Vec<u64>>, writers: &Writers<'_>) -> Graph {
     let mut graph = Graph::new();
     let nodes: Vec<NodeIndex> = (0..history.len()).map(|index| graph.add_node(index)).collect();
     let mut add = |from: usize, to: usize, why: Why, what: String| {
@@ -243,43 +250,53 @@ fn dependencies(history: &[Done], last: &BTreeMap<String, Vec<u64>>, writers: &H
     for (key, list) in last {
         for pair in list.windows(2) {
             let what = format!("{key}: {} before {}", pair[0], pair[1]);
-            add(writers[&pair[0]], writers[&pair[1]], Why::Ww, what);
+            add(writers[&pair[0]].0, writers[&pair[1]].0, Why::Ww, what);
         }
     }
     let is_done = |done: &Done| done.fate == Fate::Committed;
     for (index, done) in history.iter().enumerate().filter(|(_, done)| is_done(done)) {
         for (key, list) in done.reads() {
             if let Some(value) = list.last() {
-                add(writers[value], index, Why::Wr, format!("{key}: saw {value}"));
+                add(writers[value].0, index, Why::Wr, format!("{key}: saw {value}"));
             }
             if let Some(next) = last.get(key).and_then(|all| all.get(list.len())) {
-                add(index, writers[next], Why::Rw, format!("{key}: did not see {next}"));
+                add(index, writers[next].0, Why::Rw, format!("{key}: did not see {next}"));
             }
         }
     }
-    // Of those that had ended, only those count that no other has begun after and ended: the rest follows.
-    let mut moments: Vec<(u64, usize, bool)> = Vec::new();
-    for (index, done) in history.iter().enumerate().filter(|(_, done)| is_done(done)) {
-        moments.extend([(done.began, index, true), (done.ended, index, false)]);
+    // Of those that had ended, only those count that no other has begun after and ended: the rest follows. One of unknown
+    // fate has an end at any time, but what had ended when it began was before it all the same.
+    let mut moments: Vec<(u64, bool, usize)> = Vec::new();
+    for (index, done) in history.iter().enumerate().filter(|(_, done)| done.fate != Fate::Refused) {
+        moments.push((done.began, false, index));
+        if is_done(done) {
+            moments.push((done.ended, true, index));
+        }
     }
+    // At one moment, beginnings come first.
     moments.sort_unstable();
     let (mut frontier, mut before): (Vec<usize>, HashMap<usize, Vec<usize>>) = Default::default();
-    for (_, index, begins) in moments {
-        if begins {
-            frontier.iter().for_each(|earlier| add(*earlier, index, Why::Rt, "had ended".to_owned()));
-            before.insert(index, frontier.clone());
-        } else {
+    for (_, ends, index) in moments {
+        if ends {
             let earlier = before.remove(&index).unwrap_or_default();
             frontier.retain(|one| !earlier.contains(one));
             frontier.push(index);
+        } else {
+            frontier.iter().for_each(|earlier| add(*earlier, index, Why::Rt, "had ended".to_owned()));
+            if is_done(&history[index]) {
+                before.insert(index, frontier.clone());
+            }
         }
     }
     graph
 }
 
-/// The shortest cycle through a transaction of a component, for people to read.
+/// From how many transactions of a component a cycle is looked for: a component may be as large as the history.
+const STARTS: usize = 500;
+
+/// The shortest cycle through one of some transactions of a component, for people to read.
 fn cycle(history: &[Done], graph: &Graph, component: &[NodeIndex]) -> String {
-    let shortest = component.iter().filter_map(|start| path(graph, *start)).min_by_key(Vec::len);
+    let shortest = component.iter().take(STARTS).filter_map(|start| path(graph, *start)).min_by_key(Vec::len);
     let steps = shortest.unwrap_or_default();
     let mut told = format!("a cycle of {} transactions\n", steps.len());
     for (from, (why, what)) in steps {

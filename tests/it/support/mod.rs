@@ -8,6 +8,7 @@ pub(crate) mod count;
 pub(crate) mod etcd;
 pub(crate) mod go;
 pub(crate) mod lies;
+pub(crate) mod lists;
 pub(crate) mod part;
 pub(crate) mod poll;
 pub(crate) mod port;
