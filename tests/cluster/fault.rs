@@ -161,8 +161,8 @@ async fn a_client<'a>(world: &'a World, rng: &mut Rng) -> &'a Worker {
 /// One who holds the lock, if one of this kind gets it within seconds.
 async fn holder<'a>(world: &'a World, kind: &str) -> Option<&'a Worker> {
     let holds = |worker: &&Worker| {
-        let last = worker.process.output();
-        worker.kind == kind && last.lines().next_back().is_some_and(|line| line.starts_with("entered "))
+        let last = || worker.process.end_of_output(4096);
+        worker.kind == kind && last().lines().next_back().is_some_and(|line| line.starts_with("entered "))
     };
     let found = async {
         loop {

@@ -15,6 +15,7 @@ mod check;
 mod fault;
 mod lag;
 mod net;
+mod order;
 mod stragglers;
 #[allow(unused_imports, unused_macros, reason = "a kit: not every tool is in use at every time")]
 #[path = "../it/support/mod.rs"]
@@ -62,8 +63,9 @@ async fn all_faults(version: Version) {
     let client = Client::connect(world.endpoints()).await.unwrap();
     let put = |txn: Txn, n| txn.success(Op::put(account(n), START.to_string()));
     client.txn((0..ACCOUNTS).fold(Txn::new(), put)).await.unwrap();
-    let kinds = ["lock", GO, "election", "bank", "queue", "leave"];
-    for kind in kinds.into_iter().chain(kinds) {
+    // Two of each.
+    let kinds = || OURS.iter().chain([&GO]).copied();
+    for kind in kinds().chain(kinds()) {
         world.work(kind).await;
     }
     all_get_on(&world, now()).await;
@@ -106,6 +108,7 @@ async fn all_faults(version: Version) {
     check::fenced(&client, "election", &leaders).await;
     check::bank(&world, &client).await;
     check::queue(&world, &client).await;
+    order::of_appends(&world, &client).await;
 }
 
 /// Waits until each worker has got on since a moment.
@@ -115,7 +118,7 @@ async fn all_get_on(world: &World, since: u128) {
             let has_got_on = |lines: &Vec<String>| {
                 lines.iter().rev().filter_map(|line| check::moment(line)).any(|at| at > since)
             };
-            world.told(kind).iter().all(has_got_on).then_some(())
+            world.told_lately(kind).iter().all(has_got_on).then_some(())
         })
         .await;
     }

@@ -8,6 +8,9 @@ use crate::support::port;
 use crate::support::supervisor::Supervisor;
 use crate::work;
 
+/// So many bytes are more than what any worker prints between two looks.
+const LATELY: u64 = 64 * 1024;
+
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) net: Net,
@@ -59,12 +62,13 @@ impl World {
     /// What all workers of a kind have printed, whole lines only, by worker.
     pub(crate) fn told(&self, kind: &str) -> Vec<Vec<String>> {
         let workers = self.workers.iter().filter(|worker| worker.kind == kind);
-        let lines = workers.map(|worker| {
-            let output = worker.process.output();
-            let whole = output.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-            whole.map(|line| line.trim_end().to_owned()).collect()
-        });
-        lines.collect()
+        workers.map(|worker| lines(&worker.process.output())).collect()
+    }
+
+    /// The same, but only the last of it: for who looks again and again.
+    pub(crate) fn told_lately(&self, kind: &str) -> Vec<Vec<String>> {
+        let workers = self.workers.iter().filter(|worker| worker.kind == kind);
+        workers.map(|worker| lines(&worker.process.end_of_output(LATELY))).collect()
     }
 
     /// That none has ended: they work until they are told not to.
@@ -74,4 +78,9 @@ impl World {
             assert_eq!(ended, None, "a {} has ended:\n{}", worker.kind, worker.process.tail());
         }
     }
+}
+
+fn lines(output: &str) -> Vec<String> {
+    let whole = output.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    whole.map(|line| line.trim_end().to_owned()).collect()
 }

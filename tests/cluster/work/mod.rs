@@ -2,6 +2,7 @@
 //!
 //! Every line has a word, a moment in Unix nanoseconds, and more.
 
+pub(crate) mod append;
 mod bank;
 mod hold;
 mod leave;
@@ -25,7 +26,7 @@ const HOLD: Duration = Duration::from_millis(200);
 /// How often a holder asks whether it still is one.
 const LOOK: Duration = Duration::from_millis(10);
 
-pub(crate) const OURS: &[&str] = &["lock", "election", "bank", "queue", "leave"];
+pub(crate) const OURS: &[&str] = &["lock", "election", "bank", "queue", "leave", "append"];
 pub(crate) const GO: &str = "go-lock";
 
 pub(crate) fn start(kind: &'static str, number: usize, endpoints: &str) -> Supervisor {
@@ -51,6 +52,7 @@ pub(crate) async fn part() {
         "bank" => bank::work(client, number).await,
         "queue" => queue::work(client, number).await,
         "leave" => leave::work(client).await,
+        "append" => append::work(client, number).await,
         other => panic!("what is {other}?"),
     }
 }

@@ -7,7 +7,8 @@
 //! is never taken for another's.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -95,6 +96,24 @@ impl Supervisor {
         std::fs::read(self.dir.join("log"))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
+    }
+
+    /// The last lines of the output, of at most so many bytes.
+    pub(crate) fn end_of_output(&self, bytes: u64) -> String {
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut log = File::open(self.dir.join("log"))?;
+            let start = log.metadata()?.len().saturating_sub(bytes);
+            log.seek(SeekFrom::Start(start))?;
+            let mut read = Vec::new();
+            log.read_to_end(&mut read)?;
+            // The first line may have begun before.
+            if start > 0 {
+                let end = read.iter().position(|byte| *byte == b'\n').map_or(read.len(), |end| end + 1);
+                read.drain(..end);
+            }
+            Ok(read)
+        };
+        read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// The last lines of the output, for a message.
@@ -219,4 +238,16 @@ fn a_process_is_watched_stopped_killed_and_removed() {
     assert!(dir.is_dir());
     drop(sleep);
     assert!(!dir.exists());
+}
+
+#[test]
+fn the_end_of_what_was_printed_is_of_whole_lines() {
+    let prints =
+        Supervisor::start(Supervisor::new_dir("lines"), ["sh", "-c", "echo one; echo two; echo three"]);
+    while prints.exit().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(prints.end_of_output(100), "one\ntwo\nthree\n");
+    assert_eq!(prints.end_of_output(9), "three\n");
+    assert_eq!(prints.end_of_output(3), "");
 }
