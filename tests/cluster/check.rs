@@ -23,7 +23,7 @@ pub(crate) struct Term {
 }
 
 /// The words of progress, and the moment that follows each.
-const PROGRESS: [&str; 5] = ["held", "committed", "acked", "put", "left"];
+const PROGRESS: [&str; 6] = ["held", "committed", "acked", "put", "left", "ok"];
 
 /// For how long two believed to hold at once, at most, by who of them no longer did.
 #[derive(Debug, Default, Clone, Copy)]

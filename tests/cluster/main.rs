@@ -13,6 +13,7 @@
 
 mod check;
 mod fault;
+mod histories;
 mod lag;
 mod net;
 mod order;
@@ -109,6 +110,7 @@ async fn all_faults(version: Version) {
     check::bank(&world, &client).await;
     check::queue(&world, &client).await;
     order::of_appends(&world, &client).await;
+    histories::are_linearizable(&world, &client).await;
 }
 
 /// Waits until each worker has got on since a moment.

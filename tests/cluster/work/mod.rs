@@ -4,18 +4,25 @@
 
 pub(crate) mod append;
 mod bank;
+mod counter;
+pub(crate) mod fifo;
 mod hold;
 mod leave;
+mod owner;
 mod queue;
+mod record;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use etcd_concurrency::{Client, Session};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::support::part;
 use crate::support::rival;
 use crate::support::supervisor::Supervisor;
+
+use record::Recorder;
 
 pub(crate) use bank::{ACCOUNTS, START, account};
 
@@ -26,7 +33,8 @@ const HOLD: Duration = Duration::from_millis(200);
 /// How often a holder asks whether it still is one.
 const LOOK: Duration = Duration::from_millis(10);
 
-pub(crate) const OURS: &[&str] = &["lock", "election", "bank", "queue", "leave", "append"];
+pub(crate) const OURS: &[&str] =
+    &["lock", "election", "bank", "queue", "leave", "append", "owner", "counter", "fifo"];
 pub(crate) const GO: &str = "go-lock";
 
 pub(crate) fn start(kind: &'static str, number: usize, endpoints: &str) -> Supervisor {
@@ -53,8 +61,20 @@ pub(crate) async fn part() {
         "queue" => queue::work(client, number).await,
         "leave" => leave::work(client).await,
         "append" => append::work(client, number).await,
+        "owner" => tasks(number, |record| owner::calls(client.clone(), record)).await,
+        "counter" => tasks(number, |record| counter::calls(client.clone(), record)).await,
+        "fifo" => tasks(number, |record| fifo::calls(client.clone(), record)).await,
         other => panic!("what is {other}?"),
     }
+}
+
+/// Several at once who make calls and tell them.
+async fn tasks<F>(process: usize, calls: impl Fn(Recorder) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tasks: JoinSet<()> = (0..record::TASKS).map(|task| calls(Recorder::of(process, task))).collect();
+    tasks.join_all().await;
 }
 
 /// Another session, however long it takes.
@@ -75,7 +95,11 @@ async fn open_for(client: &Client, ttl: Duration) -> Session {
 }
 
 fn tell(word: &str, more: &str) {
-    eprintln!("{word} {} {more}", now());
+    tell_since(word, now(), more);
+}
+
+fn tell_since(word: &str, moment: u128, more: &str) {
+    eprintln!("{word} {moment} {more}");
 }
 
 fn now() -> u128 {
