@@ -6,19 +6,19 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// A lock is free, or somebody's, who is told by the token that it got with it.
+// A lock is free, or has a holder, who is told by the token that it got with it.
 //
 //	lock -> [17]        the token
 //	valid 17 -> []      its holder was told, right then, that it holds it
 //	write 17 -> []      a write behind its fence was applied
 //	unlock 17 -> []
 //
-// Demanded is: one at most holds the lock, from its lock to its unlock, and each token is above all before it; whoever is
-// told that it holds the lock does so at that moment, and what is written behind its fence is written while it does.
+// Demanded is: one at most holds the lock, from its lock to its unlock, and each token is above all before it; a
+// holder that is told that it holds the lock does so at that moment, and what is written behind its fence is written while it does.
 //
 // An unlock of unknown fate is that of a guard which was dropped or lost, or which the server did not answer: the lock may be
-// given up at any time from its call on, which is to be no later than right after its holder was last told that it holds it. A
-// lock without an unlock is never given up. A lock that was refused, or whose fate is unknown, has no holder who knows of it:
+// given up at any time from its call on. That of a lost one is written as called when its holder was last told that it holds the
+// lock, since the server may have ended its lease right after that. A lock without an unlock is never given up. A lock that was refused, or whose fate is unknown, has no holder who knows of it:
 // how long it may keep others waiting is not judged, nor is how soon those get it. A write of unknown fate tells nothing.
 var lock = model{
 	name: "lock",
