@@ -27,13 +27,13 @@ pub(crate) async fn of_appends(world: &World, client: &Client) {
         let count = |fate| history.iter().filter(|done| done.fate == fate).count();
         let (refused, unknown) = (count(Fate::Refused), count(Fate::Unknown));
         let isolation = LEVELS[level];
-        match judge(&history, &last, order(isolation)) {
-            Ok(judged) => println!(
-                "lists at {isolation:?}: {judged:?}, {} lists, {refused} refused, {unknown} unknown",
-                last.len()
-            ),
-            Err(wrong) => panic!("lists at {isolation:?}: {wrong}"),
-        }
+        let judged = judge(&history, &last, order(isolation))
+            .unwrap_or_else(|wrong| panic!("lists at {isolation:?}: {wrong}"));
+        println!(
+            "lists at {isolation:?}: {judged:?}, {} lists, {refused} refused, {unknown} unknown",
+            last.len()
+        );
+        assert!(judged.appends > 0, "there was nothing to judge");
     }
 }
 

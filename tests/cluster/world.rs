@@ -8,7 +8,7 @@ use crate::support::port;
 use crate::support::supervisor::Supervisor;
 use crate::work;
 
-/// So many bytes are more than what any worker prints between two looks.
+/// So many bytes have the last lines of any worker.
 const LATELY: u64 = 64 * 1024;
 
 pub(crate) struct World {

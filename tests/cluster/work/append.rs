@@ -54,7 +54,13 @@ async fn transactions(client: Client, level: usize, first: u64) {
         }
         let lists = lists(level, set);
         while !is_made {
-            is_made = lists.make(&client).await.is_ok();
+            match lists.make(&client).await {
+                Ok(()) => is_made = true,
+                Err(error) => {
+                    tell("trouble", &error.to_string());
+                    sleep(Duration::from_millis(50)).await;
+                }
+            }
         }
         let wanted = lists.wanted(&mut random, &mut values);
         tell("begun", &format!("{id} {level} {set}{}", written(&lists, &appends(&wanted))));
