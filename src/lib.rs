@@ -73,6 +73,8 @@ mod fence;
 mod ids;
 mod key;
 mod lease;
+#[cfg(test)]
+mod model;
 mod mutex;
 mod owned;
 pub mod pb;

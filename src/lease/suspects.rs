@@ -244,6 +244,14 @@ impl Group {
         }
     }
 
+    /// The newest incarnation that has, or had, an owner, and how many requests may yet put the key.
+    #[cfg(test)]
+    pub(crate) fn known(&self, suspect: &Suspect) -> Option<(i64, u32)> {
+        let state = lock(&self.state);
+        let known = state.suspects.get(&(suspect.key.clone(), suspect.mark.clone()));
+        known.map(|(known, _)| (known.owned, known.requests))
+    }
+
     /// This incarnation has an owner elsewhere.
     pub(crate) fn owned(&self, suspect: &Suspect, create_revision: i64) {
         let key = (suspect.key.clone(), suspect.mark.clone());

@@ -4,7 +4,8 @@ use tokio::time::sleep;
 
 use super::Stm;
 use super::handle::answered;
-use super::marker::{Found, Mark};
+use super::known::Found;
+use super::marker::Mark;
 use super::sets::{Sets, Span};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;

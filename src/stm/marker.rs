@@ -4,22 +4,13 @@
 //! it still is of the revision that was last known. So of all the attempts that expect this revision at most one can
 //! ever be applied, however often each was sent and however late it arrives; and the marker's value tells which.
 //! A client that has to know for certain that none was or will be puts the marker itself.
-//!
-//! # Why an attempt is never applied after its run is over
-//! A request may be applied after any time, so each attempt must be one that the server goes on refusing. An attempt that
-//! expects a revision is refused once the marker has another revision, or is gone: a key never has a revision
-//! twice. An attempt that expects the marker to be missing is refused while there is one. So a marker stays once such
-//! an attempt may be under way ([`Slot::straggler`]): it is not deleted, but goes with its lease; and without the lease the
-//! server refuses the attempt, which puts the marker with it. That holds whoever ends the lease, and also while a lease that
-//! was let go lives on elsewhere.
-//!
-//! A marker that another client deletes is the one thing that this does not cover: an attempt that expected it to be
-//! missing may then be applied a second time.
+//! Why none is applied after its run is over stands in [`known`](super::known).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::known::{Found, Known};
 use crate::client::Client;
 use crate::error::{Error, Outcome, Result};
 use crate::key::drawn;
@@ -50,10 +41,7 @@ struct Slots {
 #[derive(Debug, Default)]
 struct Slot {
     key: Bytes,
-    /// Its mod_revision; 0 for a missing key.
-    revision: i64,
-    /// A transaction that expects the key to be missing may yet arrive: the key must stay.
-    straggler: bool,
+    known: Known,
 }
 
 impl Markers {
@@ -79,10 +67,12 @@ impl Markers {
         let slot = slots.free.pop().unwrap_or_else(|| {
             slots.made += 1;
             let key = [&self.prefix[..], format!("{:x}", slots.made).as_bytes()].concat().into();
-            Slot { key, revision: 0, straggler: false }
+            Slot { key, known: Known::default() }
         });
         let run = format!("{}/", drawn());
-        Mark { markers: Arc::clone(self), slot, run, in_doubt: false }
+        let mut mark = Mark { markers: Arc::clone(self), slot, run };
+        mark.slot.known.begins();
+        mark
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Slots> {
@@ -110,7 +100,7 @@ impl Drop for Markers {
 impl Slot {
     /// The key, where it may be there and may be deleted.
     fn spent(self) -> Option<Bytes> {
-        (self.revision != 0 && !self.straggler).then_some(self.key)
+        self.known.is_spent().then_some(self.key)
     }
 }
 
@@ -146,26 +136,12 @@ pub(super) struct Mark {
     slot: Slot,
     /// What the values begin with that this run puts.
     run: String,
-    /// An attempt of this run may have been applied, or may yet be.
-    in_doubt: bool,
-}
-
-/// What a marker says that was read.
-pub(super) enum Found {
-    /// It is as it was last known: no attempt that expects it so has been applied yet.
-    Unchanged,
-    /// This attempt was committed, at this revision.
-    Committed { attempt: u32, revision: i64 },
-    /// Another put it: no attempt that expects it as it was has been applied, or ever will be.
-    Other,
-    /// Somebody deleted it, and with it what it said.
-    Gone,
 }
 
 impl Mark {
     /// The marker is as it was last known.
     pub(super) fn unchanged(&self) -> Compare {
-        Compare::mod_revision(self.slot.key.clone()).is(self.slot.revision)
+        Compare::mod_revision(self.slot.key.clone()).is(self.slot.known.revision())
     }
 
     /// Says that an attempt was committed.
@@ -178,48 +154,30 @@ impl Mark {
     }
 
     pub(super) fn in_doubt(&self) -> bool {
-        self.in_doubt
+        self.slot.known.is_in_doubt()
     }
 
     /// Sends a transaction that expects the marker [unchanged](Self::unchanged) before it writes anything.
     pub(super) async fn send(&mut self, txn: Txn) -> Result<Answer<pb::TxnResponse>> {
-        let before = self.slot.straggler;
-        // So it stays where nobody waits for the answer any more.
-        self.slot.straggler |= self.slot.revision == 0;
+        let before = self.slot.known.sends();
         let transport = self.markers.client.transport();
         let answer = transport.txn(txn.into(), Repeat::Harmless).await;
         let certain = match &answer {
             Ok(answer) => !answer.ambiguous,
             Err(error) => error.outcome() == Outcome::NotApplied,
         };
-        if certain {
-            self.slot.straggler = before;
-        } else {
-            self.in_doubt = true;
-        }
+        self.slot.known.answered(before, certain);
         answer
     }
 
     /// A transaction that puts the marker was committed.
     pub(super) fn committed(&mut self, revision: i64) {
-        self.slot.revision = revision;
-        self.in_doubt = false;
+        self.slot.known.committed(revision);
     }
 
     /// Reads what [`get`](Self::get) brought, where the marker was not expected to be unchanged for certain.
     pub(super) fn look(&mut self, found: &[KeyValue]) -> Found {
-        let (value, revision) = found.first().map_or((&b""[..], 0), |kv| (&kv.value[..], kv.mod_revision));
-        if revision == self.slot.revision {
-            return Found::Unchanged;
-        }
-        self.slot.revision = revision;
-        if revision == 0 {
-            return Found::Gone;
-        }
-        self.in_doubt = false;
-        let attempt =
-            value.strip_prefix(self.run.as_bytes()).and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
-        attempt.map_or(Found::Other, |attempt| Found::Committed { attempt, revision })
+        self.slot.known.look(found, &self.run)
     }
 
     /// Finds out which attempt of this run was committed. None for none; then none ever will be, either.

@@ -2,7 +2,10 @@
 
 mod commit;
 mod handle;
+mod known;
 mod marker;
+#[cfg(test)]
+mod model;
 mod run;
 mod sets;
 

@@ -54,8 +54,8 @@ pub(crate) enum Standing {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Predecessor {
-    pub(super) key: Bytes,
-    pub(super) create_revision: i64,
+    pub(crate) key: Bytes,
+    pub(crate) create_revision: i64,
     /// Nobody was before it.
     pub(super) is_first: bool,
     /// Between its key and ours so much happens that both are not watched as one range.
@@ -63,7 +63,7 @@ pub(crate) struct Predecessor {
     /// So many are in the line that it is not to be read again without need: the server reads all of it each time.
     pub(super) among_many: bool,
     /// The revision at which this was read.
-    pub(super) seen_at: i64,
+    pub(crate) seen_at: i64,
 }
 
 impl Predecessor {
@@ -214,7 +214,12 @@ impl Line {
 
     /// The standing behind the first contender of these, who are the youngest of a line. None where there is none among
     /// them and there are older ones.
-    fn behind_first(&self, before: &[KeyValue], line: &pb::RangeResponse, seen_at: i64) -> Option<Standing> {
+    pub(super) fn behind_first(
+        &self,
+        before: &[KeyValue],
+        line: &pb::RangeResponse,
+        seen_at: i64,
+    ) -> Option<Standing> {
         let mut contenders = before.iter().filter(|kv| self.counts(kv));
         let Some(first) = contenders.next() else { return (!line.more).then_some(Standing::First) };
         if self.lets_pass(first) {

@@ -16,8 +16,11 @@
 //! is passed over. The youngest two keys of a line, which are read anyway, tell mostly who is before us. Only where they are
 //! no contenders' is more of it read.
 
+mod decide;
 mod foreign;
 mod line;
+#[cfg(test)]
+mod model;
 mod sift;
 mod wait;
 
@@ -33,6 +36,8 @@ use crate::pb::mvccpb::KeyValue;
 use crate::session::Session;
 use crate::transport::retry::{Backoff, Repeat, Rounds};
 use crate::txn::{Compare, Op, Txn, TxnReply, unexpected};
+#[cfg(test)]
+pub(crate) use decide::{Wait, Word};
 pub(crate) use foreign::passed_over;
 pub(crate) use line::{Line, Look, Predecessor, Standing};
 

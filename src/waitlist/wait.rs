@@ -1,24 +1,15 @@
 //! The wait for one's turn in a line.
 //!
-//! **One cursor.** The server tells each watch by itself: after a broken stream each catches up in its own time, and one
-//! that was too slow for a while is served later, without a word. So of two watches neither says how far the other is. A
-//! turn is taken on the word of a watch alone where that one watch tells of the predecessor's key and of our own: a watch
-//! on the range from the one to the other, whose events come in the order of their revisions, and those of one revision
-//! together. That is for the direct successor of the first in the line, whose turn needs no other proof. Whoever has
-//! others before it has a watch on each of the two keys, and reads the line, with its own key, when one of them tells
-//! something: it needs no order, and does not hear of what happens to the keys in between.
-//!
-//! Old servers can lose a deletion where a watch is made again (see [`Watcher::resumed`]), that of our own key, too. So after
-//! a broken stream the line is read in any case.
+//! What is watched and read, and for how long. What a wait decides by that stands in [`decide`](super::decide).
 
 use std::cmp::{max, min};
 
 use tokio::time::{Instant, timeout};
 
+use super::decide::{Wait, Word};
 use super::line::{Line, Look, Predecessor, Standing, look_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::owned::Owned;
-use crate::pb::mvccpb::{Event, KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, second_look};
 use crate::txn::Txn;
 use crate::watch::{Watch, Watcher};
@@ -40,25 +31,25 @@ impl Line {
         &self,
         order: &L,
         place: &mut Owned,
-        mut predecessor: Predecessor,
+        predecessor: Predecessor,
     ) -> Result<Standing> {
-        let on_one_cursor = predecessor.is_first && !predecessor.is_noisy;
-        let mut watcher = place.session().client().watch(self.targets(&predecessor, on_one_cursor));
-        let since = match self.begun(order, place, &predecessor, &mut watcher).await? {
+        let mut wait = Wait::behind(predecessor);
+        let mut watcher = place.session().client().watch(self.targets(&wait));
+        let since = match self.begun(order, place, &wait.predecessor, &mut watcher).await? {
             Err(standing) => return Ok(standing),
             Ok(Ok(since)) => since,
             Ok(Err(error)) => return look_after(order, place, error).await,
         };
-        // What happened before the watch began is yet to be seen.
-        let mut unseen = since > predecessor.seen_at;
-        let (mut due, mut again) = (unseen, Instant::now() + second_look());
+        wait.begins(since);
+        let (mut due, mut again) = (wait.unseen, Instant::now() + second_look());
         let (mut noise, mut backoff) = (0, Backoff::default());
         loop {
             if std::mem::take(&mut due) {
-                match Box::pin(look_again(order, place, &predecessor, unseen)).await {
+                match Box::pin(look_again(order, place, &wait)).await {
                     Ok(Some(standing)) => return Ok(standing),
                     Ok(None) => {
-                        (unseen, again) = (false, Instant::now() + second_look());
+                        wait.unseen = false;
+                        again = Instant::now() + second_look();
                         backoff.reset();
                     }
                     // Meanwhile the watch is listened to.
@@ -82,25 +73,19 @@ impl Line {
                 Ok(events) => events,
                 Err(error) => return look_after(order, place, error).await,
             };
-            // All events of the revisions that are told are looked at before anything is decided.
-            if events.events.iter().any(|event| deletes(event, self.key(), place.fence().token())) {
-                return Err(place.fence().why().await.into());
-            }
-            let ends = |event: &Event| deletes(event, &predecessor.key, predecessor.create_revision);
-            if events.events.iter().any(|event| ends(event) || self.opened(event, &predecessor)) {
-                // Only the watch on both keys knows that our own stood then, and only if it was never made again.
-                let whole = watcher.resumed() == 0;
-                let proven = on_one_cursor && whole && !unseen && events.events.iter().any(ends);
-                if !proven {
-                    return look(order, place).await;
+            match wait.told(self, &events.events, place.fence().token(), watcher.resumed()) {
+                Word::Nothing => {}
+                Word::Lost => return Err(place.fence().why().await.into()),
+                Word::Look => return look(order, place).await,
+                Word::Turn => {
+                    place.proven_at(events.told_up_to());
+                    return Ok(Standing::First);
                 }
-                place.proven_at(events.told_up_to());
-                return Ok(Standing::First);
             }
             noise += events.events.len();
-            if on_one_cursor && noise > MOST_NOISE {
-                predecessor.is_noisy = true;
-                return Ok(Standing::Behind(predecessor));
+            if wait.on_one_cursor && noise > MOST_NOISE {
+                wait.predecessor.is_noisy = true;
+                return Ok(Standing::Behind(wait.predecessor));
             }
         }
     }
@@ -131,9 +116,9 @@ impl Line {
     }
 
     /// What tells of the end of the predecessor, or of its letting us pass, and of the end of our own key.
-    fn targets(&self, predecessor: &Predecessor, on_one_cursor: bool) -> Watch {
-        let (before, own) = (&predecessor.key, self.key());
-        match (on_one_cursor, self.opens()) {
+    fn targets(&self, wait: &Wait) -> Watch {
+        let (before, own) = (&wait.predecessor.key, self.key());
+        match (wait.on_one_cursor, self.opens()) {
             (false, false) => Watch::key(before).and_key(own).no_put(),
             (false, true) => Watch::key(before).and(Watch::key(own).no_put()),
             (true, opens) => {
@@ -142,16 +127,6 @@ impl Line {
                 if opens { both.and(Watch::key(before).no_delete()) } else { both }
             }
         }
-    }
-
-    /// True where the predecessor now lets us pass.
-    fn opened(&self, event: &Event, predecessor: &Predecessor) -> bool {
-        event.r#type() == EventType::Put
-            && event.kv.as_ref().is_some_and(|kv| {
-                kv.key == predecessor.key
-                    && kv.create_revision == predecessor.create_revision
-                    && self.lets_pass(kv)
-            })
     }
 }
 
@@ -174,23 +149,15 @@ async fn look(order: &impl Look, place: &mut Owned) -> Result<Standing> {
     }
 }
 
-/// Looks whether a place is to go on with the predecessor that it watches; if not, that is how it stands. `unseen`: what
-/// happened before the watch began is yet to be seen.
-async fn look_again<L: Look>(
-    order: &L,
-    place: &mut Owned,
-    predecessor: &Predecessor,
-    unseen: bool,
-) -> Result<Option<Standing>> {
+/// Looks whether a place is to go on with the predecessor that it watches; if not, that is how it stands.
+async fn look_again<L: Look>(order: &L, place: &mut Owned, wait: &Wait) -> Result<Option<Standing>> {
     // In a short line it is worth knowing whether the predecessor has become the first.
-    let is_enough = !L::PAST_PREDECESSOR && (predecessor.among_many || !unseen);
-    if is_enough && stands(place, predecessor).await? {
+    let is_enough = !L::PAST_PREDECESSOR && (wait.predecessor.among_many || !wait.unseen);
+    if is_enough && stands(place, &wait.predecessor).await? {
         return Ok(None);
     }
-    Ok(match still_behind(order, place, predecessor).await? {
-        // Its end will be the proof, where one watch tells of it.
-        Ok(seen) if unseen && seen.is_first && !predecessor.is_first => Some(Standing::Behind(seen)),
-        Ok(_) => None,
+    Ok(match still_behind(order, place, &wait.predecessor).await? {
+        Ok(seen) => wait.moves_up(seen),
         Err(other) => Some(other),
     })
 }
@@ -226,12 +193,6 @@ async fn stands(place: &Owned, predecessor: &Predecessor) -> Result<bool> {
         true => is_there(0, predecessor.create_revision),
         false => Err(own.why().await.into()),
     }
-}
-
-fn deletes(event: &Event, key: &[u8], create_revision: i64) -> bool {
-    // A watch that starts at "now" on a member that lags behind can tell of an earlier incarnation's end.
-    let ends = |kv: &KeyValue| kv.key == key && kv.mod_revision > create_revision;
-    event.r#type() == EventType::Delete && event.kv.as_ref().is_some_and(ends)
 }
 
 /// So much may be told of keys in between until each of the two is watched for itself.

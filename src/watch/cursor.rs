@@ -6,7 +6,7 @@ use crate::pb::mvccpb::{Event, KeyValue};
 
 /// How far one watch has come.
 #[derive(Debug)]
-pub(super) struct Cursor {
+pub(crate) struct Cursor {
     /// Everything below has been delivered or is not wanted; 0 for a start that the server has yet to tell.
     resume: i64,
     /// Fragments that may lack the rest of their last revision.
@@ -15,14 +15,14 @@ pub(super) struct Cursor {
 
 /// Events to deliver: whole revisions, in order. None of them for a report of progress.
 #[derive(Debug, PartialEq)]
-pub(super) struct Batch {
-    pub(super) revision: i64,
-    pub(super) events: Vec<Event>,
+pub(crate) struct Batch {
+    pub(crate) revision: i64,
+    pub(crate) events: Vec<Event>,
 }
 
 /// What no etcd answers.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("a watch answer without a header")]
     NoHeader,
     #[error("a watch answer of revision {0}")]
@@ -43,22 +43,22 @@ struct Held {
 
 impl Cursor {
     /// Starts at `revision`, or now for 0.
-    pub(super) fn new(revision: i64) -> Self {
+    pub(crate) fn new(revision: i64) -> Self {
         Self { resume: revision, held: None }
     }
 
     /// The start revision to create the watch with, the first time and again.
-    pub(super) fn start(&self) -> i64 {
+    pub(crate) fn start(&self) -> i64 {
         self.resume
     }
 
     /// The watch is gone from the server: fragments will come again from their beginning.
-    pub(super) fn broken(&mut self) {
+    pub(crate) fn broken(&mut self) {
         self.held = None;
     }
 
     /// What was given from this revision on was not delivered after all: it is to come again.
-    pub(super) fn rewind(&mut self, revision: i64) {
+    pub(crate) fn rewind(&mut self, revision: i64) {
         self.resume = revision;
     }
 
@@ -66,7 +66,7 @@ impl Cursor {
     ///
     /// A watch from now on starts after that revision. The server may have registered it a little earlier, but what
     /// happened until then is what its owner reads for itself.
-    pub(super) fn created(&mut self, header: Option<&pb::ResponseHeader>) -> Result<i64, Fault> {
+    pub(crate) fn created(&mut self, header: Option<&pb::ResponseHeader>) -> Result<i64, Fault> {
         let revision = revision_of(header)?;
         if self.resume == 0 {
             self.resume = revision.saturating_add(1);
@@ -75,7 +75,7 @@ impl Cursor {
     }
 
     /// Takes an answer to this watch and gives what is to be delivered now.
-    pub(super) fn take(&mut self, response: pb::WatchResponse) -> Result<Option<Batch>, Fault> {
+    pub(crate) fn take(&mut self, response: pb::WatchResponse) -> Result<Option<Batch>, Fault> {
         let revision = revision_of(response.header.as_ref())?;
         if response.events.is_empty() {
             return Ok(self.progress(revision, response.fragment));

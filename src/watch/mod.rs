@@ -28,6 +28,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::error::{Error, Result};
 use crate::key::prefix_end;
 use crate::pb::mvccpb::Event;
+#[cfg(test)]
+pub(crate) use cursor::Cursor;
 use hub::Command;
 pub(crate) use hub::Hub;
 use mailbox::Mailbox;

@@ -10,6 +10,8 @@ mod held;
 mod job;
 mod keys;
 mod look;
+#[cfg(test)]
+mod model;
 mod priority;
 mod read;
 mod save;

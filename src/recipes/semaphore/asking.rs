@@ -1,6 +1,5 @@
 //! Asking for permits, and waiting for them.
 
-use std::collections::HashSet;
 use std::future::ready;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -8,13 +7,13 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Semaphore;
+use super::count::{Count, Word};
 use super::limit::Permits;
 use super::older::Older;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::fence::Fence;
 use crate::key::{prefix_end, unique_key};
 use crate::owned::{Owned, Plan, Planned};
-use crate::pb::mvccpb::event::EventType;
 use crate::transport::retry::{Backoff, Repeat, Rounds, second_look};
 use crate::txn::{Op, Txn, by_youth, unexpected};
 use crate::waitlist::{Line, Look, Predecessor, Standing};
@@ -184,8 +183,7 @@ impl<'a> Asking<'a> {
         if rank == Rank::In || !begun {
             return Ok(rank == Rank::In);
         }
-        let (all, limit, read_at) = (older.is_all(), older.limit(), older.revision());
-        let mut left: HashSet<Bytes> = older.into_keys().collect();
+        let mut count = Count::of(older, self.permits);
         let again = Instant::now() + second_look();
         let mut enough = false;
         loop {
@@ -196,25 +194,11 @@ impl<'a> Asking<'a> {
                 () = ready(()), if enough => return Ok(true),
                 () = sleep_until(again) => return Ok(false),
             };
-            let (mut resized, mut fewer) = (false, false);
-            for event in &events.events {
-                let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > read_at) else { continue };
-                resized |= kv.key == self.of.limit.key();
-                if event.r#type() != EventType::Delete {
-                    continue;
-                }
-                if place.fence().keys().contains(&kv.key) {
-                    return Err(Failed::Read(place.why().await.into()));
-                }
-                fewer |= left.remove(&kv.key);
-            }
-            if resized || fewer && !all {
-                return Ok(false);
-            }
-            enough = all && left.len() + self.permits as usize <= limit as usize;
-            // Where the watch was made again since, the deletion of our own keys may have been lost.
-            if enough && watcher.resumed() != resumed {
-                return Ok(false);
+            let torn = watcher.resumed() != resumed;
+            match count.told(&events.events, self.of.limit.key(), place.fence().keys(), torn) {
+                Word::Lost => return Err(Failed::Read(place.why().await.into())),
+                Word::Look => return Ok(false),
+                word => enough = word == Word::Enough,
             }
             if enough {
                 place.proven_at(events.told_up_to());

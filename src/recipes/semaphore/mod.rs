@@ -6,7 +6,10 @@
 //! its keys as held. A release wakes the first alone, and the mark of the first wakes the next.
 
 mod asking;
+mod count;
 mod limit;
+#[cfg(test)]
+mod model;
 mod older;
 
 use bytes::Bytes;
