@@ -48,8 +48,9 @@ impl Leadership {
     ///
     /// # Errors
     /// [`ErrorKind::Fenced`] when the server says that the leadership is gone, [`ErrorKind::Lost`] when that is known
-    /// already; in both cases nothing was changed. For everything else [`Error::outcome`] says whether it was
-    /// applied.
+    /// already; in both cases nothing was changed. [`ErrorKind::Timeout`] where a proclamation that was begun before has not
+    /// ended, since its future is kept and not polled: nothing was changed. For everything else [`Error::outcome`] says whether it
+    /// was applied.
     ///
     /// # Cancel safety
     /// A proclamation whose future is dropped may have been made, or not; the next one is made after it.

@@ -10,6 +10,7 @@
 mod guard;
 mod leave;
 mod plan;
+mod turns;
 mod writes;
 
 use std::fmt;
@@ -28,6 +29,7 @@ use crate::txn::{Op, Txn};
 pub(crate) use guard::{guard, holder};
 use leave::{Deleted, Leave};
 pub(crate) use plan::{Plan, Planned};
+pub(crate) use turns::{InTurn, Turns};
 pub(crate) use writes::Last;
 use writes::Writes;
 
@@ -213,8 +215,22 @@ impl Owned {
 
     /// From here on the keys are no longer ours.
     fn leave(&self) -> Option<Leave> {
-        // Where the turn was given to another, the keys may be that one's.
-        self.give_up().and_then(|(leave, was_held)| was_held.then_some(leave))
+        match self.give_up()? {
+            (leave, true) => Some(leave),
+            // Where the turn was given to another, the keys are that one's, if it takes them up.
+            (leave, false) => {
+                if self.may_be_adopted() {
+                    leave.abandon(self.fence().token());
+                }
+                None
+            }
+        }
+    }
+
+    /// This client may adopt the lease, or has, and may take the keys up. That is looked at once they are given up: until then an
+    /// adoption may come, which sees that the user has them.
+    fn may_be_adopted(&self) -> bool {
+        self.session.lease_handle().may_live(self.fence().lost_reason())
     }
 
     /// As [`leave`](Self::leave); and whether the turn was still ours.
@@ -239,12 +255,11 @@ impl Owned {
         let some_stand = self.fence().is_valid() || self.fences.len() > 1 && self.session.is_valid();
         let stands = some_stand || may_live && !self.handed_out;
         let token = self.fence().token();
-        // What the user was given is another's to take up where the session was orphaned. Where it was only lost here, or closed
-        // and the revoke refused, this client may adopt the lease, or has, and may take the key up.
-        let may_be_adopted = lease.may_live(self.fence().lost_reason());
         match self.give_up() {
             Some((leave, true)) if stands => leave.spawn(token),
-            Some((leave, _)) if may_be_adopted => leave.abandon(token),
+            // What the user was given is another's to take up where the session was orphaned. Where it was only lost here, or closed
+            // and the revoke refused, this client may adopt the lease, or has, and may take the key up.
+            Some((leave, _)) if self.may_be_adopted() => leave.abandon(token),
             _ => {}
         }
     }

@@ -1,8 +1,8 @@
 //! Writing a key that is held, in order.
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
 
+use super::turns::{InTurn, Turns};
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
@@ -14,7 +14,7 @@ use crate::txn::{Compare, Op, Txn};
 /// The writes of a key that is held, one at a time: each knows what the one before it left.
 #[derive(Debug)]
 pub(super) struct Writes {
-    last: Mutex<Last>,
+    last: Turns<Last>,
 }
 
 /// The last write of a key that is known.
@@ -45,7 +45,7 @@ impl Writes {
 
     /// Of a key that was read: its owner before may have written it.
     pub(super) fn after(last: Last) -> Self {
-        Self { last: Mutex::new(last) }
+        Self { last: Turns::new(last) }
     }
 
     /// Writes a value: one RPC, which the server refuses once the key is gone.
@@ -59,7 +59,7 @@ impl Writes {
         fence: &Fence,
         value: Bytes,
     ) -> Result<pb::ResponseHeader> {
-        let mut last = self.last.lock().await;
+        let mut last = self.turn(session).await?;
         // Two rounds, unless another client writes our key all the time.
         let mut rounds = Rounds::new();
         loop {
@@ -99,6 +99,23 @@ impl Writes {
             // can be applied no more: their compare holds for no later revision.
         }
     }
+}
+
+impl Writes {
+    /// Waits until the writes before this one are done.
+    async fn turn(&self, session: &Session) -> Result<InTurn<'_, Last>> {
+        if let Some(last) = self.last.try_next() {
+            return Ok(last);
+        }
+        let longest = session.client().transport().limits().request_timeout;
+        session.unless_lost(async { self.last.next(longest).await.ok_or_else(not_polled) }).await
+    }
+}
+
+/// The error for a write that was not begun, since one before it has not ended.
+fn not_polled() -> Error {
+    let why = "a write of this key that was begun before has not ended: its future is kept, and not polled";
+    Error::new(ErrorKind::Timeout, Outcome::NotApplied).because(why)
 }
 
 const WRITTEN_OVER: &str = "an attempt was not answered, and the key has been written several times since: one of them may have been that";

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::mismatch;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
+use crate::owned::{InTurn, Turns};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, Repeat};
@@ -47,7 +47,7 @@ pub struct Counter {
     client: Client,
     key: Bytes,
     /// What was seen last. Whoever writes holds this.
-    seen: Arc<Mutex<Option<Seen>>>,
+    seen: Arc<Turns<Option<Seen>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -92,7 +92,8 @@ impl Counter {
     /// # Cancel safety
     /// Not safe: an addition whose future is dropped may have been made, or not. It is never made twice.
     pub async fn add(&self, delta: i64) -> Result<i64> {
-        let mut seen = self.seen.lock().await;
+        let (mut turn, mut alone) = (self.turn().await, None);
+        let seen = turn.as_deref_mut().unwrap_or(&mut alone);
         let (mut cached, mut pauses) = (seen.is_some(), Pauses::default());
         loop {
             let now = match seen.take() {
@@ -126,7 +127,8 @@ impl Counter {
     /// # Cancel safety
     /// Not safe: what a dropped future was to set may have been set, or not.
     pub async fn compare_and_set(&self, expected: i64, value: i64) -> Result<bool> {
-        let mut seen = self.seen.lock().await;
+        let (mut turn, mut alone) = (self.turn().await, None);
+        let seen = turn.as_deref_mut().unwrap_or(&mut alone);
         let mut now = seen.take().filter(|seen| seen.value == expected);
         let mut pauses = Pauses::default();
         loop {
@@ -150,6 +152,15 @@ impl Counter {
             }
             now = then;
             pauses.pause().await;
+        }
+    }
+
+    /// One's turn among the tasks that share this, which saves them RPCs. None where a future that has it is kept and not
+    /// polled: then one goes on without.
+    async fn turn(&self) -> Option<InTurn<'_, Option<Seen>>> {
+        match self.seen.try_next() {
+            Some(seen) => Some(seen),
+            None => self.seen.next(self.client.transport().limits().request_timeout).await,
         }
     }
 

@@ -76,7 +76,8 @@ impl SessionBuilder {
     ///
     /// The session owns the lease: closing it, or dropping the last of this client's on the lease, revokes the lease; an
     /// earlier one that was lost does so no more. Sessions of one client on one lease queue for a name like tasks on one
-    /// session; two *processes* on one lease do not exclude each other.
+    /// session; two *processes* on one lease do not exclude each other. Futures of an earlier one's that wait for a lock, and are
+    /// kept without being polled, keep their place among them: drop them before.
     pub fn lease(mut self, id: i64) -> Self {
         self.lease = Some(id);
         self

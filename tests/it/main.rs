@@ -44,4 +44,5 @@ mod stragglers;
 mod support;
 mod turns;
 mod under_way;
+mod unpolled;
 mod vouched;

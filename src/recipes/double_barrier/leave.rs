@@ -130,12 +130,11 @@ impl DoubleBarrier {
             let mut view = View::keys(self.session.client(), [&self.ready, &oldest]);
             let is_ready =
                 |view: &View| view.get(&self.ready).is_some_and(|ready| ready.create_revision == round);
-            // The last of ours takes both keys away at once; Go's takes its own away last.
-            let at_once = is_ours(&oldest);
             let over = view.until(&self.session, |view| match (is_ready(view), view.get(&oldest)) {
-                (true, Some(_)) => None,
+                // The last of ours takes both keys away at once; Go's takes its own away last. Where a third party has deleted the
+                // ready key, that participant is inside yet.
+                (_, Some(_)) => None,
                 (true, None) => Some(false),
-                (false, Some(_)) => at_once.then_some(true),
                 (false, None) => Some(true),
             });
             if over.await? {
@@ -151,11 +150,6 @@ impl DoubleBarrier {
             oldest = longest;
         }
     }
-}
-
-/// Go's keys are numbers.
-fn is_ours(key: &[u8]) -> bool {
-    key.rsplit(|byte| *byte == b'/').next().is_some_and(|own| own.contains(&b'-'))
 }
 
 /// How long the second half of what happened at once is waited for before it is read.

@@ -198,8 +198,9 @@ impl Member {
     ///
     /// # Errors
     /// [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) when the server says that the member is gone,
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) when that is known already. For everything else
-    /// [`Error::outcome`] says whether it was applied.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) when that is known already.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) where an update that was begun before has not ended, since its future is
+    /// kept and not polled: nothing was changed. For everything else [`Error::outcome`] says whether it was applied.
     ///
     /// # Cancel safety
     /// An update whose future is dropped may have been made, or not; the next one is made after it.

@@ -248,6 +248,23 @@ on_every_backend! {
         assert_eq!(keys(&client, &name).await, 0);
     }
 
+    /// A third party deleted the ready key, and one of two who were inside left: it took the other for gone, who worked on.
+    async fn one_who_leaves_waits_for_the_oldest_though_the_ready_key_was_deleted(backend: Backend) {
+        let (name, client) = (backend.key("b"), backend.client());
+        let (a, b) = (session(&client).await, session(&client).await);
+        let (older, younger) = (barrier(&a, &name, 2), barrier(&b, &name, 2));
+        let first = tokio::spawn(async move { older.enter().await });
+        until("one is there", LONG, async || (keys(&client, &format!("{name}/waiters/")).await == 1).then_some(())).await;
+        let (second, first) = (younger.enter().await.unwrap(), first.await.unwrap().unwrap());
+        client.txn(Txn::new().success(Op::delete(format!("{name}/ready")))).await.unwrap();
+        let leaving = leave(second);
+        until("its key to go", LONG, async || (keys(&client, &format!("{name}/waiters/")).await == 1).then_some(())).await;
+        let early = timeout(Duration::from_millis(500), first.lost()).await;
+        assert!(early.is_err() && !leaving.is_finished(), "it has left while the other is inside");
+        first.leave().await.unwrap();
+        leaving.await.unwrap().unwrap();
+    }
+
     /// Go's participants do not look for what an earlier round left behind: they wait, and are let in.
     async fn gos_keys_are_counted(backend: Backend) {
         let (name, client) = (backend.key("round"), backend.client());
