@@ -125,6 +125,7 @@ scenes! {
     no_schedule_of_a_semaphore_breaks_a_promise: scenes::semaphore::SCENE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_permits_that_are_kept_breaks_a_promise: scenes::semaphore::KEPT, IN_ORDER, IN_TROUBLE;
     no_schedule_of_two_transactions_breaks_a_promise: scenes::stm::SCENE, IN_ORDER, IN_TROUBLE;
+    no_schedule_of_a_commit_that_comes_late_breaks_a_promise: scenes::stm::TWICE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_a_queue_breaks_a_promise: scenes::queue::SCENE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_a_double_barrier_breaks_a_promise: scenes::barrier::SCENE, ONE_OVERTAKES, ONE_FAULT;
 }

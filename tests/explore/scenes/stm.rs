@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use etcd_concurrency::{Outcome, Session, Stm, StmTxn};
+use etcd_concurrency::{Op, Outcome, Session, Stm, StmTxn, Txn};
 use tokio::task::spawn_local;
 
 use crate::play::{Scene, World};
@@ -38,6 +38,29 @@ async fn play(world: Rc<World>) {
         let value = snapshot.value("n").map_or_else(String::new, |n| String::from_utf8_lossy(n).into_owned());
         assert_eq!(value.parse().unwrap_or(0), applied, "an update was lost");
     }
+}
+
+/// One run, after which another client deletes the value: what the run had found missing is missing again.
+pub(crate) const TWICE: Scene =
+    Scene { name: "stm-twice", play: |world| Box::pin(twice(world)), strikes: &[] };
+
+async fn twice(world: Rc<World>) {
+    let session = world.session("a").await;
+    let third = world.client("third");
+    world.gate.close();
+    let (done, unknown) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (acting, told) = (world.clone(), (done.clone(), unknown.clone()));
+    let act = spawn_local(async move {
+        adds(acting.clone(), session, "a", told.0, told.1).await;
+        if let Err(error) = third.txn(Txn::new().success(Op::delete("n"))).await {
+            acting.failed(&error);
+        }
+    });
+    world.acts([act]).await;
+    world.settle().await;
+    let applied = world.fake.snapshot().get("log/a").map_or(0, |kv| kv.version);
+    let (done, unknown) = (done.get(), unknown.get());
+    assert!((done..=done + unknown).contains(&applied), "a run was applied {applied} times, and {done} told");
 }
 
 async fn adds(
