@@ -121,6 +121,9 @@ macro_rules! scenes {
 scenes! {
     no_schedule_of_a_lock_breaks_a_promise: scenes::lock::SCENE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_a_lock_whose_keys_are_deleted_breaks_a_promise: scenes::lock::DELETED, IN_TROUBLE;
+    no_schedule_of_a_lock_beside_a_compaction_breaks_a_promise: scenes::lock::COMPACTED, IN_TROUBLE;
+    no_schedule_of_a_lock_whose_lease_ends_breaks_a_promise: scenes::lock::ENDED, IN_TROUBLE;
+    no_schedule_of_a_lock_whose_lease_is_adopted_breaks_a_promise: scenes::lock::ADOPTED, IN_ORDER, IN_TROUBLE;
     no_schedule_of_readers_and_a_writer_breaks_a_promise: scenes::rwlock::SCENE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_a_semaphore_breaks_a_promise: scenes::semaphore::SCENE, IN_ORDER, IN_TROUBLE;
     no_schedule_of_permits_that_are_kept_breaks_a_promise: scenes::semaphore::KEPT, IN_ORDER, IN_TROUBLE;

@@ -9,6 +9,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use etcd_concurrency::fake::FakeEtcd;
+use etcd_concurrency::pb::etcdserverpb as pb;
 use etcd_concurrency::pb::mvccpb::KeyValue;
 use etcd_concurrency::{Client, Error, Op, Session, Txn};
 use tokio::runtime::Builder;
@@ -112,6 +113,27 @@ impl World {
         spawn_local(async move {
             let deleted = client.txn(Txn::new().success(Op::delete_prefix(prefix))).await;
             deleted.expect("nothing strikes the third party");
+        });
+    }
+
+    /// A third party, as above, ends the lease of the oldest key of a prefix.
+    pub(crate) fn end_lease_of_first(&self, prefix: &str) {
+        let keys = self.fake.snapshot().keys;
+        let first = keys.iter().filter(|kv| kv.key.starts_with(prefix.as_bytes()));
+        let Some(lease) = first.min_by_key(|kv| kv.create_revision).map(|kv| kv.lease) else { return };
+        let client = self.fake.client_for("third");
+        spawn_local(async move {
+            let ended = client.lease_client().lease_revoke(pb::LeaseRevokeRequest { id: lease }).await;
+            ended.expect("nothing strikes the third party");
+        });
+    }
+
+    /// A third party, as above, compacts all that has happened.
+    pub(crate) fn compact(&self) {
+        let (client, revision) = (self.fake.client_for("third"), self.fake.revision());
+        spawn_local(async move {
+            let request = pb::CompactionRequest { revision, physical: false };
+            client.kv_client().compact(request).await.expect("nothing strikes the third party");
         });
     }
 

@@ -1,6 +1,6 @@
 //! Two clients that lock one mutex, and unlock it or drop their guard.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +18,24 @@ pub(crate) const DELETED: Scene = Scene {
     play: |world| Box::pin(holds(world)),
     strikes: &[("a third party deletes all keys of the lock", |world| world.delete_prefix("m/"))],
 };
+
+/// The same as the first, where what a watch is yet to be told of is compacted.
+pub(crate) const COMPACTED: Scene = Scene {
+    name: "lock-compacted",
+    play: |world| Box::pin(play(world)),
+    strikes: &[("all that has happened is compacted", World::compact)],
+};
+
+/// The same as the second, where a third party ends the lease of the first in the line.
+pub(crate) const ENDED: Scene = Scene {
+    name: "lock-ended",
+    play: |world| Box::pin(holds(world)),
+    strikes: &[("a third party ends the lease of the first", |world| world.end_lease_of_first("m/"))],
+};
+
+/// A holder that is orphaned, and whose lease the same client adopts, beside one that waits.
+pub(crate) const ADOPTED: Scene =
+    Scene { name: "lock-adopted", play: |world| Box::pin(adopts(world)), strikes: &[] };
 
 async fn play(world: Rc<World>) {
     let (a, b) = (world.session("a").await, world.session("b").await);
@@ -85,6 +103,53 @@ async fn holds(world: Rc<World>) {
     is_free_in_the_end(&world, &[a, b]).await;
 }
 
+async fn adopts(world: Rc<World>) {
+    let (a, b) = (world.session("a").await, world.session("b").await);
+    world.gate.close();
+    let (holders, adopted) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
+    let acts = [
+        spawn_local(locks(world.clone(), b.clone(), holders.clone(), true)),
+        spawn_local(gives_on(world.clone(), a, holders, adopted.clone())),
+    ];
+    world.acts(acts).await;
+    let sessions: Vec<Session> = adopted.take().into_iter().chain([b]).collect();
+    is_free_in_the_end(&world, &sessions).await;
+}
+
+/// Locks, lets its session go without the key, adopts its lease, and takes the lock up again, or anew; then unlocks it.
+async fn gives_on(
+    world: Rc<World>,
+    session: Session,
+    holders: Rc<Cell<i32>>,
+    adopted: Rc<RefCell<Option<Session>>>,
+) {
+    let guard = match mutex(&session).lock().await {
+        Ok(guard) => guard,
+        Err(error) => return world.failed(&error),
+    };
+    world.granted(guard.token());
+    world.is_first(guard.token(), "m/");
+    assert_eq!(holders.replace(1), 0, "two hold the lock");
+    let (client, token) = (session.client().clone(), guard.token());
+    let lease = session.orphan();
+    drop(guard);
+    let adopter = match Session::builder(&client).lease(lease).open().await {
+        Ok(adopter) => adopter,
+        Err(error) => return world.failed(&error),
+    };
+    *adopted.borrow_mut() = Some(adopter.clone());
+    match mutex(&adopter).lock().await {
+        Ok(again) => {
+            assert_eq!(again.token(), token, "what was held with the lease is taken up");
+            holders.set(0);
+            if let Err(error) = again.unlock().await {
+                world.failed(&error);
+            }
+        }
+        Err(error) => world.failed(&error),
+    }
+}
+
 /// When all is delivered, no key is left, and the lock can be had, by a token above all before.
 async fn is_free_in_the_end(world: &World, sessions: &[Session]) {
     world.settle().await;
@@ -92,7 +157,11 @@ async fn is_free_in_the_end(world: &World, sessions: &[Session]) {
     assert!(left.is_empty(), "keys without an owner: {left:?}");
     for session in sessions {
         let guard = timeout(Duration::from_secs(60), mutex(session).lock()).await;
-        let guard = guard.expect("the lock is free").expect("nothing fails any more");
+        let guard = match guard.expect("the lock is free") {
+            // Its lease was ended, of which it is told by its first request after that.
+            Err(error) if error.lost_reason().is_some() && world.is_struck() => continue,
+            guard => guard.expect("nothing fails any more"),
+        };
         world.granted(guard.token());
         guard.unlock().await.expect("nothing fails any more");
         assert!(session.is_valid());
