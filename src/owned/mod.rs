@@ -29,7 +29,7 @@ use crate::txn::{Op, Txn};
 pub(crate) use guard::{guard, holder};
 use leave::{Deleted, Leave};
 pub(crate) use plan::{Plan, Planned};
-pub(crate) use turns::{InTurn, Turns};
+pub(crate) use turns::Turns;
 pub(crate) use writes::Last;
 use writes::Writes;
 

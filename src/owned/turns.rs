@@ -1,6 +1,5 @@
 //! A value that calls change in turn, each with a request.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,9 +14,6 @@ pub(crate) struct Turns<T> {
     given: AtomicU64,
 }
 
-/// One's turn.
-pub(crate) struct InTurn<'a, T>(MutexGuard<'a, T>);
-
 impl<T> Turns<T> {
     pub(super) fn new(value: T) -> Self {
         Self { value: Mutex::new(value), given: AtomicU64::new(0) }
@@ -25,15 +21,16 @@ impl<T> Turns<T> {
 
     /// Waits for one's turn. None where no turn was given for as long as a request may take: then a future that has it, or is
     /// the next, is kept and not polled.
-    pub(crate) async fn next(&self, longest: Duration) -> Option<InTurn<'_, T>> {
+    pub(crate) async fn next(&self, longest: Duration) -> Option<MutexGuard<'_, T>> {
+        if let Some(turn) = self.try_next() {
+            return Some(turn);
+        }
+        // Boxed, since most need not wait.
         let mut next = Box::pin(self.value.lock());
         loop {
             let given = self.given.load(Ordering::Relaxed);
             match timeout(longest, &mut next).await {
-                Ok(turn) => {
-                    self.given.fetch_add(1, Ordering::Relaxed);
-                    return Some(InTurn(turn));
-                }
+                Ok(turn) => return Some(self.gives(turn)),
                 Err(_) if self.given.load(Ordering::Relaxed) == given => return None,
                 Err(_) => {}
             }
@@ -41,23 +38,12 @@ impl<T> Turns<T> {
     }
 
     /// One's turn, if no other waits for it or has it.
-    pub(crate) fn try_next(&self) -> Option<InTurn<'_, T>> {
-        let turn = self.value.try_lock().ok()?;
+    pub(super) fn try_next(&self) -> Option<MutexGuard<'_, T>> {
+        self.value.try_lock().ok().map(|turn| self.gives(turn))
+    }
+
+    fn gives<'a>(&'a self, turn: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.given.fetch_add(1, Ordering::Relaxed);
-        Some(InTurn(turn))
-    }
-}
-
-impl<T> Deref for InTurn<'_, T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> DerefMut for InTurn<'_, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.0
+        turn
     }
 }

@@ -1,8 +1,9 @@
 //! Writing a key that is held, in order.
 
 use bytes::Bytes;
+use tokio::sync::MutexGuard;
 
-use super::turns::{InTurn, Turns};
+use super::turns::Turns;
 use crate::error::{Error, ErrorKind, LostReason, Outcome, Result};
 use crate::fence::Fence;
 use crate::pb::etcdserverpb as pb;
@@ -99,22 +100,21 @@ impl Writes {
             // can be applied no more: their compare holds for no later revision.
         }
     }
-}
 
-impl Writes {
     /// Waits until the writes before this one are done.
-    async fn turn(&self, session: &Session) -> Result<InTurn<'_, Last>> {
+    async fn turn(&self, session: &Session) -> Result<MutexGuard<'_, Last>> {
+        // What was lost before is told with the reason for which the fence fell.
         if let Some(last) = self.last.try_next() {
             return Ok(last);
         }
         let longest = session.client().transport().limits().request_timeout;
-        session.unless_lost(async { self.last.next(longest).await.ok_or_else(not_polled) }).await
+        session.unless_lost(async { self.last.next(longest).await.ok_or_else(not_ended) }).await
     }
 }
 
 /// The error for a write that was not begun, since one before it has not ended.
-fn not_polled() -> Error {
-    let why = "a write of this key that was begun before has not ended: its future is kept, and not polled";
+fn not_ended() -> Error {
+    let why = "a write of this key that was begun before has not ended in time: its future may be kept, and not polled";
     Error::new(ErrorKind::Timeout, Outcome::NotApplied).because(why)
 }
 

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
 use super::mismatch;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::key::drawn;
-use crate::owned::{InTurn, Turns};
+use crate::owned::Turns;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::{KeyValue, event::EventType};
 use crate::transport::retry::{Backoff, Repeat};
@@ -157,11 +158,8 @@ impl Counter {
 
     /// One's turn among the tasks that share this, which saves them RPCs. None where a future that has it is kept and not
     /// polled: then one goes on without.
-    async fn turn(&self) -> Option<InTurn<'_, Option<Seen>>> {
-        match self.seen.try_next() {
-            Some(seen) => Some(seen),
-            None => self.seen.next(self.client.transport().limits().request_timeout).await,
-        }
+    async fn turn(&self) -> Option<MutexGuard<'_, Option<Seen>>> {
+        self.seen.next(self.client.transport().limits().request_timeout).await
     }
 
     async fn read(&self) -> Result<Option<Seen>> {

@@ -5,13 +5,13 @@
 //! expects a revision is refused once the marker has another revision, or is gone: a key never has a revision
 //! twice. An attempt that expects the marker to be missing is refused while there is one. So a marker stays once such
 //! an attempt may be under way ([`Known::sends`]): it is not deleted, but goes with its lease; and without the lease the
-//! server refuses the attempt, which puts the marker with it. That holds whoever ends the lease, and also while a lease that
+//! server refuses the attempt, which puts the marker with it. That holds whichever client ends the lease, and also while a lease that
 //! was let go lives on elsewhere.
 //!
 //! A marker that another client deletes is the one thing that this does not cover: an attempt that expected it to be
 //! missing may then be applied a second time.
 //!
-//! All but what leases do is checked over all that a server and third parties may do, in every order, in [`model`](super::model).
+//! All but what leases do is checked over all that a server and third parties may do, in every order, in `model.rs`.
 
 use crate::pb::mvccpb::KeyValue;
 
@@ -35,7 +35,7 @@ pub(super) enum Found {
     Committed { attempt: u32, revision: i64 },
     /// Another put it: no attempt that expects it as it was has been applied, or ever will be.
     Other,
-    /// Somebody deleted it, and with it what it said.
+    /// A third party deleted it, and with it what it said.
     Gone,
 }
 
@@ -61,7 +61,7 @@ impl Known {
     /// A transaction is sent that expects the marker as it is known. Gives what [`answered`](Self::answered) wants.
     pub(super) fn sends(&mut self) -> bool {
         let before = self.straggler;
-        // So it stays where nobody waits for the answer any more.
+        // So it stays where the run is dropped, and waits for no answer any more.
         self.straggler |= self.revision == 0;
         before
     }

@@ -4,14 +4,14 @@
 //! that was too slow for a while is served later, without a word. So of two watches neither says how far the other is. A
 //! turn is taken on the word of a watch alone where that one watch tells of the predecessor's key and of our own: a watch
 //! on the range from the one to the other, whose events come in the order of their revisions, and those of one revision
-//! together. That is for the direct successor of the first in the line, whose turn needs no other proof. Whoever has
-//! others before it has a watch on each of the two keys, and reads the line, with its own key, when one of them tells
+//! together. That is for the direct successor of the first in the line, whose turn needs no other proof. A waiter
+//! behind several has a watch on each of the two keys, and reads the line, with its own key, when one of them tells
 //! something: it needs no order, and does not hear of what happens to the keys in between.
 //!
-//! Old servers can lose a deletion where a watch is made again (see [`Watcher::resumed`]), that of our own key, too. So after
+//! Old servers can lose a deletion where a watch is made again (see [`Watcher::resumed`](crate::watch::Watcher::resumed)), that of our own key, too. So after
 //! a broken stream the line is read in any case.
 //!
-//! All of it is checked over all that a server may do, in every order, in [`model`](super::model).
+//! All of it is checked over all that a server may do, in every order, in `model.rs`.
 
 use super::line::{Line, Predecessor, Standing};
 use crate::pb::mvccpb::{Event, KeyValue, event::EventType};

@@ -16,7 +16,7 @@ pub(crate) struct Cursor {
 /// Events to deliver: whole revisions, in order. None of them for a report of progress.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Batch {
-    pub(crate) revision: i64,
+    pub(super) revision: i64,
     pub(crate) events: Vec<Event>,
 }
 
@@ -53,12 +53,12 @@ impl Cursor {
     }
 
     /// The watch is gone from the server: fragments will come again from their beginning.
-    pub(crate) fn broken(&mut self) {
+    pub(super) fn broken(&mut self) {
         self.held = None;
     }
 
     /// What was given from this revision on was not delivered after all: it is to come again.
-    pub(crate) fn rewind(&mut self, revision: i64) {
+    pub(super) fn rewind(&mut self, revision: i64) {
         self.resume = revision;
     }
 

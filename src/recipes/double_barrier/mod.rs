@@ -38,7 +38,7 @@ use seat::Place;
 /// Who is lost while it waits to enter is not counted any more: the others wait for another in its place. The barrier is
 /// opened by a transaction that compares the keys of all who are let in; of more than 120, for which the server has no
 /// room in a transaction (`--max-txn-ops` is 128), one who is lost in that very moment may still be counted. Who is lost
-/// inside counts as one who has left. Nobody enters while a round is being left; who comes then waits for the next. No other client
+/// inside counts as one who has left. No caller enters while a round is being left; one that comes then waits for the next. No other client
 /// is to delete `{name}/ready`: without it the server does not tell who is inside.
 ///
 /// Beside Go's participants, give each round a name of its own: Go's enter while a round is being left, and make up a

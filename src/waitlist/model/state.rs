@@ -1,10 +1,11 @@
 //! The states of the model, and what leads from one to the next.
 
+use bytes::Bytes;
+
 use super::Left;
 use super::client::{Actor, Asked, Client};
 use crate::key::owner_key;
 use crate::model::{Change, Kv, Server};
-use bytes::Bytes;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct State {
