@@ -5,6 +5,7 @@
 //! stands between two awaits, the model does as well; and it can leave that undone, to show that it would be found.
 
 mod server;
+mod watches;
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use server::{Change, Kv, Server, Told, Watching};
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Path, Property};
+pub(crate) use watches::{OfWatches, listens, of_watches};
 
 /// What was covered.
 #[derive(Debug)]

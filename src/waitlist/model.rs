@@ -13,7 +13,7 @@ mod state;
 use stateright::{Model, Property};
 
 use super::decide::Word;
-use crate::model::{Change, Server, check, is_large};
+use crate::model::{Change, OfWatches, Server, check, is_large, of_watches};
 use client::{Actor, Client, Phase};
 use state::{Broken, State, Step};
 
@@ -99,23 +99,10 @@ impl Model for Line {
                     steps.push(Step::Lose(actor));
                 }
             }
-            for (target, watch) in client.watches().iter().enumerate() {
-                if watch.next == 0 {
-                    let most = if state.left.lags > 0 { server.revision() - 1 } else { 0 };
-                    steps.extend((0..=most).map(|behind| Step::Begin { client: number, target, behind }));
-                } else if client.listens() {
-                    let news = watch.has_news(server);
-                    let ways = [(news > 0, false), (news > 1, true)];
-                    let told = ways.into_iter().filter(|(has, _)| *has);
-                    steps.extend(told.map(|(_, all)| Step::Tell { client: number, target, all }));
-                }
-            }
+            let (lags, breaks) = (state.left.lags > 0, state.left.breaks > 0);
+            let of_watches = of_watches(client.watches(), server, lags, breaks);
+            steps.extend(of_watches.into_iter().map(|step| Step::Watches(number, step)));
             if client.listens() {
-                if state.left.breaks > 0 {
-                    steps.push(Step::Break { client: number, loses: None });
-                    let targets = 0..client.watches().len();
-                    steps.extend(targets.map(|target| Step::Break { client: number, loses: Some(target) }));
-                }
                 // One that may have missed something looks in the end; the others cannot know that they have not.
                 if is_still && client.may_look() || client.has_unseen() || state.left.looks > 0 {
                     steps.push(Step::SecondLook(number));
@@ -175,16 +162,16 @@ impl Model for Line {
                 state.give_up(actor);
                 state.unanswered(actor);
             }
-            Step::Begin { client, target, behind } => {
+            Step::Watches(client, OfWatches::Begin { target, behind }) => {
                 state.left.lags -= u8::from(behind > 0);
                 let revision = state.server.revision() - behind;
                 state.begins(self, client, target, revision);
             }
-            Step::Tell { client, target, all } => state.tell(self, client, target, all),
+            Step::Watches(client, OfWatches::Tell { target, all }) => state.tell(self, client, target, all),
             Step::TellHolder(client) => state.tell_holder(client),
             Step::TellLookOut(client) => state.tell_look_out(client),
             Step::Sweep(client) => state.sweep(self, client),
-            Step::Break { client, loses } => {
+            Step::Watches(client, OfWatches::Break { loses }) => {
                 state.left.breaks -= 1;
                 state.breaks(client, loses);
             }

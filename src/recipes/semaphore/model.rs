@@ -11,7 +11,7 @@ use stateright::{Model, Property};
 use super::asking::HELD;
 use super::limit::Permits;
 use super::older::Older;
-use crate::model::{Change, Kv, Server, check, is_large};
+use crate::model::{Change, Kv, OfWatches, Server, check, is_large, of_watches};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 
@@ -64,16 +64,8 @@ enum Step {
     Ask(u8),
     /// The read of one who waits is answered, at the revision of now.
     Look(u8),
-    Begin {
-        client: u8,
-        target: usize,
-        behind: i64,
-    },
-    Tell {
-        client: u8,
-        target: usize,
-        all: bool,
-    },
+    /// Something happens to the watches of a wait.
+    Watches(u8, OfWatches),
     /// One who has counted low enough, and has looked at all that was told, takes the permits.
     Take(u8),
     /// The mark of one who holds is put.
@@ -81,10 +73,6 @@ enum Step {
     TellHolder(u8),
     Release(u8),
     Drop(u8),
-    Break {
-        client: u8,
-        loses: Option<usize>,
-    },
     SecondLook(u8),
     Resize(u8),
     Delete(Option<u8>),
@@ -171,26 +159,11 @@ impl Model for Permit {
             if matches!(client.phase, Phase::Looking { .. }) {
                 steps.push(Step::Look(number));
             }
-            for (target, watch) in client.watches().iter().enumerate() {
-                if watch.next == 0 {
-                    let most = if left.lags > 0 { server.revision() - 1 } else { 0 };
-                    steps.extend((0..=most).map(|behind| Step::Begin { client: number, target, behind }));
-                } else if client.listens() {
-                    let news = watch.has_news(server);
-                    let ways = [(news > 0, false), (news > 1, true)];
-                    let told = ways.into_iter().filter(|(has, _)| *has);
-                    steps.extend(told.map(|(_, all)| Step::Tell { client: number, target, all }));
-                }
-            }
-            if client.listens() {
-                if left.breaks > 0 {
-                    let targets = (0..client.watches().len()).map(Some);
-                    let loses = std::iter::once(None).chain(targets);
-                    steps.extend(loses.map(|loses| Step::Break { client: number, loses }));
-                }
-                if is_still && client.may_look() {
-                    steps.push(Step::SecondLook(number));
-                }
+            let (lags, breaks) = (left.lags > 0, left.breaks > 0);
+            let of_watches = of_watches(client.watches(), server, lags, breaks);
+            steps.extend(of_watches.into_iter().map(|step| Step::Watches(number, step)));
+            if client.listens() && is_still && client.may_look() {
+                steps.push(Step::SecondLook(number));
             }
             match &client.phase {
                 Phase::Counting { enough: Some(_), .. } => steps.push(Step::Take(number)),
@@ -229,11 +202,11 @@ impl Model for Permit {
         match step {
             Step::Ask(client) => state.ask(self, client),
             Step::Look(client) => state.look(self, client),
-            Step::Begin { client, target, behind } => {
+            Step::Watches(client, OfWatches::Begin { target, behind }) => {
                 state.left.lags -= u8::from(behind > 0);
                 state.begins(client, target, last.server.revision() - behind);
             }
-            Step::Tell { client, target, all } => state.tell(self, client, target, all),
+            Step::Watches(client, OfWatches::Tell { target, all }) => state.tell(self, client, target, all),
             Step::Take(client) => state.take(self, client),
             Step::Mark(client) => state.mark(client),
             Step::TellHolder(client) => state.tell_holder(self, client),
@@ -242,7 +215,7 @@ impl Model for Permit {
                 state.left.drops -= 1;
                 state.leave(client);
             }
-            Step::Break { client, loses } => {
+            Step::Watches(client, OfWatches::Break { loses }) => {
                 state.left.breaks -= 1;
                 state.breaks(client, loses);
             }

@@ -3,7 +3,7 @@
 use super::Undone;
 use super::state::{PREFIX, key};
 use crate::lease::suspects::{Group, Suspect, Suspects};
-use crate::model::{Server, Watching};
+use crate::model::{Server, Watching, listens};
 use crate::waitlist::Predecessor;
 use crate::waitlist::decide::Wait;
 
@@ -145,8 +145,7 @@ impl Client {
 
     /// It waits, and the server has acknowledged all that it watches.
     pub(super) fn listens(&self) -> bool {
-        let watches = self.watches();
-        !watches.is_empty() && watches.iter().all(|watch| watch.next != 0)
+        listens(self.watches())
     }
 
     /// It may have missed something, and looks for that after a while.

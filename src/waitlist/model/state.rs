@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Left;
 use super::client::{Actor, Asked, Client};
 use crate::key::owner_key;
-use crate::model::{Change, Kv, Server};
+use crate::model::{Change, Kv, OfWatches, Server};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct State {
@@ -75,29 +75,14 @@ pub(super) enum Step {
     Answer(Actor),
     /// The answer to an actor's request will not come.
     Lose(Actor),
-    /// A watch of a wait is acknowledged, by a member that is so many revisions behind.
-    Begin {
-        client: u8,
-        target: usize,
-        behind: i64,
-    },
-    /// A watch of a wait tells of the next revision, or of all that it has to tell.
-    Tell {
-        client: u8,
-        target: usize,
-        all: bool,
-    },
+    /// Something happens to the watches of a wait.
+    Watches(u8, OfWatches),
     /// The holder's watch on its key tells.
     TellHolder(u8),
     /// The watch for late keys tells of the next put.
     TellLookOut(u8),
     /// What came late is deleted.
     Sweep(u8),
-    /// The watch of a wait is made again, by a server that loses a deletion.
-    Break {
-        client: u8,
-        loses: Option<usize>,
-    },
     /// After a minute or two, one who waits looks.
     SecondLook(u8),
     /// The caller drops what it has: the future, or the guard.

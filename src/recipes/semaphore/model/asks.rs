@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::{MARKED, Permit, QUEUE, State, Undone, name};
-use crate::model::{Change, Server, Told, Watching};
+use crate::model::{Change, Server, Told, Watching, listens};
 use crate::pb::mvccpb::Event;
 use crate::recipes::semaphore::asking::{HELD, Rank};
 use crate::recipes::semaphore::count::{Count, Word};
@@ -95,8 +95,7 @@ impl Asks {
 
     /// The server has acknowledged all that it watches.
     pub(super) fn listens(&self) -> bool {
-        let watches = self.watches();
-        !watches.is_empty() && watches.iter().all(|watch| watch.next != 0)
+        listens(self.watches())
     }
 
     /// It may have missed something, and looks for that after a while.
